@@ -1,0 +1,35 @@
+"How the tests run: one thread each, no progress bars, slow ones on request, the tests of one file in one worker."
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# before numpy or torch is imported, here and in every process a test starts
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", LONGAML_PROGRESS="0", MPLBACKEND="agg")
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("LONGAML_DATA") or ROOT.parent / "shared" / "data").resolve()
+if DATA.is_dir(): os.environ["LONGAML_DATA"] = str(DATA)  # notebooks are run on a copy elsewhere
+
+
+def pytest_addoption(parser): parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_itemcollected(item):
+    "A file's tests stay in one worker, so that what they share is made once; notebooks are spread over both."
+    if item.path.name != "test_notebooks.py" and not item.get_closest_marker("xdist_group"): item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+def pytest_collection_modifyitems(config, items):
+    "Leave slow tests out unless asked for."
+    if config.getoption("--slow"): return
+    slow = [i for i in items if i.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [i for i in items if not i.get_closest_marker("slow")]
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    "The folder of real data sets; the test is skipped where there is none."
+    if not DATA.is_dir(): pytest.skip(f"no real data: {ROOT.name}/../shared/data is not there; put it there or name its folder in LONGAML_DATA")
+    return DATA
