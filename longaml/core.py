@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PATIENT', 'TIMEPOINT', 'SAMPLE', 'CELL_TYPE', 'MALIGNANT', 'LINEAGE', 'COUNTS', 'UNS', 'ALL', 'AML_TIMEPOINTS', 'log',
            'contrasts', 'contrast_name', 'nearest', 'listing', 'check_choice', 'check_column', 'need', 'derive_seed',
-           'rng_for', 'device_for', 'progress', 'atomic_path', 'check_cohort', 'timepoints_of', 'input_kind',
-           'counts_of']
+           'rng_for', 'device_for', 'progress', 'atomic_path', 'module_stamp', 'check_cohort', 'timepoints_of',
+           'input_kind', 'counts_of']
 
-# %% ../nbs/00_core.ipynb #b908465b
+# %% ../nbs/00_core.ipynb #cbd5ace5
 import contextlib
 import difflib
 import hashlib
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-# %% ../nbs/00_core.ipynb #7310ba5b
+# %% ../nbs/00_core.ipynb #cf471fb7
 PATIENT, TIMEPOINT, SAMPLE = "patient", "timepoint", "sample"
 CELL_TYPE, MALIGNANT, LINEAGE = "cell_type", "malignant", "lineage"
 COUNTS = "counts"                       # layer that holds raw counts after `normalize`
@@ -30,7 +30,7 @@ ALL = "all"                             # the one lineage of a cohort without an
 AML_TIMEPOINTS = ("DX", "REM", "REL")   # diagnosis, remission, relapse: the order of *time*
 log = logging.getLogger("longaml")
 
-# %% ../nbs/00_core.ipynb #d9d88aa7
+# %% ../nbs/00_core.ipynb #71548d60
 def contrasts(
     timepoints,  # ordered timepoint names, earliest first
 ) -> list:  # `(later, earlier)` pairs; last against first comes first
@@ -46,7 +46,7 @@ def contrast_name(
     "How a contrast is written in tables: `REL_vs_DX`."
     return f"{later}_vs_{earlier}"
 
-# %% ../nbs/00_core.ipynb #34b9cddd
+# %% ../nbs/00_core.ipynb #967c5626
 def nearest(
     name,     # what the user wrote
     options,  # what exists
@@ -64,6 +64,7 @@ def listing(
     items = [str(i) for i in items]
     return (", ".join(items[:most]) or "none") + (f", ... ({len(items) - most} more)" if len(items) > most else "")
 
+# %% ../nbs/00_core.ipynb #8ecfe6b6
 def check_choice(
     value,    # what the user gave
     options,  # what is allowed
@@ -85,7 +86,7 @@ def check_column(
         raise KeyError(f"no {what} column {key!r}; the columns are: {listing(frame.columns, 20)}.{nearest(key, frame.columns)}{' ' + hint if hint else ''}")
     return frame[key]
 
-# %% ../nbs/00_core.ipynb #7263447f
+# %% ../nbs/00_core.ipynb #dda100be
 def need(
     module,  # module to import, such as "pydeseq2"
     extra,   # the extra that brings it: `pip install longaml[extra]`
@@ -95,7 +96,7 @@ def need(
     except ImportError as e:
         raise ImportError(f"{module} is needed here and is not installed. Install it with: pip install 'longaml[{extra}]'") from e
 
-# %% ../nbs/00_core.ipynb #6e17a1b0
+# %% ../nbs/00_core.ipynb #551cb23e
 def derive_seed(
     seed,    # the user's seed
     *parts,  # what the fit is: fold, permutation, a name
@@ -110,7 +111,7 @@ def rng_for(
     "A NumPy generator for one piece of work."
     return np.random.default_rng(derive_seed(seed, *parts))
 
-# %% ../nbs/00_core.ipynb #d74e66b9
+# %% ../nbs/00_core.ipynb #905be2cd
 def device_for(
     name="auto",  # "auto", "cpu", "cuda", "cuda:1", "mps"
 ) -> str:
@@ -132,7 +133,7 @@ def progress(
     quiet = os.environ.get("LONGAML_PROGRESS") == "0" or "PYTEST_CURRENT_TEST" in os.environ or bool(os.environ.get("IN_TEST"))
     return tqdm(items, desc=desc, total=total, disable=quiet, leave=False)
 
-# %% ../nbs/00_core.ipynb #a1430830
+# %% ../nbs/00_core.ipynb #6cb21159
 @contextlib.contextmanager
 def atomic_path(
     path,  # where the finished file belongs
@@ -146,7 +147,20 @@ def atomic_path(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #129fdca3
+# %% ../nbs/00_core.ipynb #ce1e8c0c
+def module_stamp(
+    *names,  # modules to name, such as "inference"; those loaded now where none is given
+) -> str:  # `modules core inference: 1f0c5a9b2d3e`
+    "The longaml modules in use and a hash of their source without comments, for the last line of a slow cell."
+    here = Path(__file__).parent
+    loaded = (m[len("longaml."):] for m in sys.modules if m.startswith("longaml.") and not m.endswith("_modidx"))
+    names = sorted(names or loaded)
+    files = [here.joinpath(*n.split(".")) for n in names]
+    lines = [l.strip() for f in files for l in (f/"__init__.py" if f.is_dir() else f.with_suffix(".py")).read_text(encoding="utf-8").splitlines()]
+    code = "\n".join(l for l in lines if l and not l.startswith("#"))
+    return f"modules {' '.join(names)}: {hashlib.sha256(code.encode()).hexdigest()[:12]}"
+
+# %% ../nbs/00_core.ipynb #3113a52f
 def check_cohort(
     adata,  # AnnData in longaml's contract
 ):  # `adata`, unchanged
@@ -158,6 +172,7 @@ def check_cohort(
         raise ValueError("obs['timepoint'] is not an ordered categorical, so 'later' is undefined. Call la.as_cohort(adata, timepoints=[...]) with the names in order of time.")
     return adata
 
+# %% ../nbs/00_core.ipynb #0232a1cf
 def timepoints_of(
     adata,  # a cohort
 ) -> list:
@@ -170,6 +185,7 @@ def input_kind(
     "What the cohort was read from: raw counts, or values normalised elsewhere."
     return str(adata.uns.get(UNS, {}).get("input_kind", "counts"))
 
+# %% ../nbs/00_core.ipynb #2b12f8c8
 def counts_of(
     adata,  # a cohort read from counts
 ):  # CSR (cells, genes)

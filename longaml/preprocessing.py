@@ -114,7 +114,7 @@ def log_per_10k(
     total = np.asarray(counts.sum(1)).ravel()
     return sp.csr_matrix(sp.diags_array(1e4 / np.maximum(total, 1e-12)) @ counts, dtype=np.float32).log1p()
 
-# %% ../nbs/02_preprocessing.ipynb #2149de5b
+# %% ../nbs/02_preprocessing.ipynb #a996edfc
 def _thinned(out, seed, name):  # thin rows to the least total within patient and lineage, then log
     if input_kind(out) != "counts":
         out.X = sp.csr_matrix(out.X.log1p(), dtype=np.float32)
@@ -128,7 +128,7 @@ def _thinned(out, seed, name):  # thin rows to the least total within patient an
 def pseudobulk(
     adata,  # a cohort
     *,
-    min_cells=10,       # a library with fewer cells of a lineage is missing there (bulk rows always count)
+    min_cells=20,       # a library with fewer cells of a lineage is missing there (bulk rows always count)
     per_lineage=True,   # False: sum over lineages
     thinned=True,       # thin to a common total within patient and lineage
     seed=0,             # of the thinning

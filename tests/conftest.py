@@ -15,9 +15,17 @@ if DATA.is_dir(): os.environ["LONGAML_DATA"] = str(DATA)  # notebooks are run on
 def pytest_addoption(parser): parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
-def pytest_itemcollected(item):
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     "A file's tests stay in one worker, so that what they share is made once; notebooks are spread over both."
-    if item.path.name != "test_notebooks.py" and not item.get_closest_marker("xdist_group"): item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.split("::")[0]
+            return nodeid if file.endswith("test_notebooks.py") else file
+
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -59,7 +59,7 @@ def build(top):
     done = python("-c", PROC, cwd=top, timeout=600)
     proc = top / "_proc"
     made = {p.relative_to(proc).as_posix() for p in proc.rglob("*.ipynb")}
-    assert done.returncode == 0 and made == set(notebooks(top)), f"pages missing: {set(notebooks(top)) - made}\n{done.stderr[-5000:]}"
+    assert done.returncode == 0 and made == set(notebooks(top)), f"pages missing: {set(notebooks(top)) - made}\n{done.stderr[-1500:]}"
     names = {nb: page_name(proc / nb).relative_to(proc).as_posix() for nb in sorted(made)}
     renamed = [(re.compile(rf"(?<![\w/]){re.escape(Path(a).name)}"), Path(b).name) for a, b in names.items() if a != b]
     for f in [top / "_quarto.yml", *proc.rglob("*.ipynb"), *proc.rglob("*.qmd"), *proc.rglob("*.md")]:  # links name the notebook; Quarto finds its page
