@@ -6,10 +6,11 @@
 __all__ = ['app', 'Cohort', 'Out', 'PatientKey', 'TimepointKey', 'Timepoints', 'CellTypeKey', 'MalignantKey', 'LineageKey',
            'Seed', 'Resume', 'Debug', 'explain', 'main', 'options', 'run', 'audit', 'demo', 'simulate', 'convert']
 
-# %% ../nbs/40_cli.ipynb #4a15c3cc
+# %% ../nbs/40_cli.ipynb #fe29109b
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -21,7 +22,17 @@ import typer
 
 from . import __version__
 
-# %% ../nbs/40_cli.ipynb #3d6e932c
+# %% ../nbs/40_cli.ipynb #a333ee22
+def _as_options(
+    text,  # a message of the library
+) -> str:
+    "The library's keyword arguments as options of the command: `patient_key=...` is `--patient-key COLUMN` here."
+    def times(m):
+        names = m[1].replace("', '", ",").strip("'")
+        return "--timepoints " + ("A,B,C" if names == "..." else f'"{names}"' if " " in names else names)
+    text = re.sub(r"\b(patient|timepoint|cell_type|malignant|lineage)_key=(\.\.\.( (?=\.))?)?", lambda m: f"--{m[1].replace('_', '-')}-key COLUMN", text)
+    return re.sub(r"\btimepoints=\[([^\]]+)\]", times, text)
+
 def _ours(
     e,  # an exception
 ) -> bool:
@@ -39,7 +50,7 @@ def explain(
         where = e.ctx.command_path if getattr(e, "ctx", None) else "longaml"
         return f"{' '.join(e.format_message().split()).rstrip('.')}. See: {where} --help", 2
     text = f"{e.strerror}: {e.filename}" if isinstance(e, OSError) and e.strerror and e.filename else str(e.args[0] if e.args else e)
-    text = " ".join(text.split()) or type(e).__name__
+    text = _as_options(" ".join(text.split())) or type(e).__name__
     if _ours(e) and isinstance(e, (KeyError, TypeError, ImportError)): return text, 2
     if isinstance(e, (ValueError, OSError, EOFError)): return text if _ours(e) else f"{text} (--debug shows where)", 2
     return f"stopped by an unexpected {type(e).__name__}: {text}. Repeat the command with --debug for the full report.", 1
@@ -115,7 +126,7 @@ Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Every ran
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, if it is the same run.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-# %% ../nbs/40_cli.ipynb #b90ab291
+# %% ../nbs/40_cli.ipynb #42feba6b
 @app.command(short_help="Evaluate, rank genes against a null, audit the ranking.")
 def run(
     cohort: Cohort,                       # what to read
@@ -128,7 +139,7 @@ def run(
     lineage_key: LineageKey = None,       # column of lineages
     task: Annotated[str, typer.Option(metavar="NAME", help="What is predicted; 'state' is the timepoint of a bag of cells.")] = "state",
     models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="Models to compare; all, if left out.")] = None,
-    nulls: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="Permutations of the null; the default depends on the cohort.")] = None,
+    nulls: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="Permutations of libraries per ranking; 20 if left out (never fewer than 200 for paired_de).")] = None,
     seed: Seed = 0,                       # of everything random
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     resume: Resume = False,               # go on with an earlier run

@@ -147,12 +147,12 @@ def atomic_path(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #ce1e8c0c
+# %% ../nbs/00_core.ipynb #08c5f14e
 def module_stamp(
     *names,  # modules to name, such as "inference"; those loaded now where none is given
 ) -> str:  # `modules core inference: 1f0c5a9b2d3e`
     "The longaml modules in use and a hash of their source without comments, for the last line of a slow cell."
-    here = Path(__file__).parent
+    here = Path(importlib.import_module("longaml").__file__).parent
     loaded = (m[len("longaml."):] for m in sys.modules if m.startswith("longaml.") and not m.endswith("_modidx"))
     names = sorted(names or loaded)
     files = [here.joinpath(*n.split(".")) for n in names]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERDICTS', 'design_of', 'Permutations', 'observed_assignment', 'permute_libraries', 'studentise', 'patient_mean',
-           'paired_scorer', 'held_out_scorer', 'strata_of', 'choose_strata', 'p_values', 'q_values', 'nogueira',
+           'paired_scorer', 'held_out_scorer', 'strata_of', 'align_scores', 'p_values', 'q_values', 'nogueira',
            'stability', 'power', 'explanations', 'as_ranking', 'input_change', 'audit']
 
 # %% ../nbs/05_inference.ipynb #2cbfeb84
@@ -136,43 +136,39 @@ def held_out_scorer(
         return studentise(patient_mean(out[ok], s.patients[ok])) if ok.any() else np.zeros(len(s.genes))
     return lambda assignments, *, seed=0: np.stack([one(a, seed) for a in assignments])
 
-# %% ../nbs/05_inference.ipynb #b92af3b9
+# %% ../nbs/05_inference.ipynb #5659eae9
 def strata_of(
     abundance,  # (genes,) mean expression
     spread,     # (genes,) mean squared change; it must not depend on the assignment
     *,
-    n=10,       # strata: n/2 by abundance, each halved by variance
+    n=10,       # strata: n/2 by abundance, each halved by spread
 ) -> np.ndarray:  # (genes,) stratum
     "Abundance-by-variance strata of about equal size."
     level = pd.qcut(pd.Series(abundance).rank(method="first"), n // 2, labels=False).to_numpy()
     half = pd.Series(spread).groupby(level).rank(method="first", pct=True).to_numpy() > 0.5
     return level * 2 + half
 
-def choose_strata(
-    null,    # (B, genes) null scores
+def align_scores(
+    scores,  # (genes,) observed
+    null,    # (B, genes) under permutations
     strata,  # (genes,) from `strata_of`
-    *,
-    tail=0.05,  # the tail that is compared
-) -> np.ndarray:  # (genes,): the strata where their null tails differ by a factor of two, else zeros
-    "Use strata only where the null scores need them."
-    cut = np.quantile(null, 1 - tail)
-    share = np.array([(null[:, strata == k] >= cut).mean() for k in np.unique(strata)])
-    return strata if share.max() > 2 * tail or share.min() < tail / 2 else np.zeros(len(strata), dtype=int)
+) -> tuple:  # scores (genes,), null (B, genes): null median 0 and null 95% point 1 in every stratum
+    "Bring every stratum to the same null location and scale, so that genes can be pooled."
+    scores, null = np.array(scores, dtype=float), np.array(null, dtype=float)
+    for k in np.unique(strata):
+        g = strata == k
+        low, high = np.quantile(null[:, g], [0.5, 0.95])
+        for v in (scores[None], null): v[:, g] = (v[:, g] - low) / max(high - low, 1e-12)
+    return scores, null
 
-# %% ../nbs/05_inference.ipynb #46bb913b
+# %% ../nbs/05_inference.ipynb #cdb9f0ad
 def p_values(
     scores,  # (genes,)
     null,    # (B, genes) scores under permutations
-    strata=None,  # (genes,) pool within these; None: over all genes
 ) -> np.ndarray:  # (genes,)
-    "p = (1 + number of null scores at least as large) / (1 + B G), pooled over the genes of a stratum."
-    scores, null = np.asarray(scores, dtype=float), np.asarray(null, dtype=float)
-    strata = np.zeros(len(scores), dtype=int) if strata is None else np.asarray(strata)
-    p = np.ones(len(scores))
-    for k in np.unique(strata):
-        pool = np.sort(null[:, strata == k].ravel())
-        p[strata == k] = (1 + len(pool) - np.searchsorted(pool, scores[strata == k] - 1e-12)) / (1 + len(pool))
-    return p
+    "p = (1 + number of null scores at least as large) / (1 + B G), pooled over genes."
+    pool = np.sort(np.asarray(null, dtype=float).ravel())
+    return (1 + len(pool) - np.searchsorted(pool, np.asarray(scores, dtype=float) - 1e-12)) / (1 + len(pool))
 
 def q_values(p):  # (genes,) -> (genes,)
     "Benjamini and Hochberg (1995) adjusted p-values."

@@ -7,14 +7,14 @@ __all__ = ['COLOURS', 'GREY', 'PALE', 'CLEAR', 'colours_for', 'plot_cohort', 'pl
            'plot_stability', 'plot_volcano', 'plot_qq', 'plot_null', 'plot_top_genes', 'plot_audit',
            'plot_precision_recall']
 
-# %% ../nbs/06_plotting.ipynb #6b71834f
+# %% ../nbs/06_plotting.ipynb #f7f4662e
 import re
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from .core import LINEAGE, PATIENT, SAMPLE, TIMEPOINT, check_choice, check_column, listing
+from .core import ALL, LINEAGE, PATIENT, SAMPLE, TIMEPOINT, check_choice, check_column, listing
 
 # %% ../nbs/06_plotting.ipynb #68755744
 COLOURS = {"blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "vermillion": "#D55E00", "purple": "#CC79A7", "sky": "#56B4E9", "black": "#000000", "yellow": "#F0E442"}
@@ -322,12 +322,13 @@ def plot_qq(
     fig.supylabel("observed -log10 p", fontsize=10)
     return fig
 
-# %% ../nbs/06_plotting.ipynb #4e3bd730
+# %% ../nbs/06_plotting.ipynb #c1c4d8b3
 def plot_null(
     null_scores,     # scores under permuted labels, any shape
     observed,        # one observed score, or one per gene
     *,
     name="score",    # what the score is, for the axis
+    title="Observed against permuted labels",  # what is compared
     ax=None,         # axes to draw into
 ):  # Axes
     "Histogram of a score beside its null."
@@ -340,7 +341,7 @@ def plot_null(
     if len(obs) > 1: ax.hist(obs, bins, density=True, histtype="step", color=COLOURS["vermillion"], lw=1.6, label=f"observed (n = {len(obs):,})")
     else: ax.axvline(obs[0], color=COLOURS["vermillion"], lw=2, label=f"observed: {obs[0]:.3g}, p = {(1 + np.sum(null >= obs[0]))/(1 + len(null)):.2g}")
     ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    return _dress(ax, "Observed against permuted labels", name, "density")
+    return _dress(ax, title, name, "density")
 
 # %% ../nbs/06_plotting.ipynb #7332ffa9
 def plot_top_genes(
@@ -360,7 +361,16 @@ def plot_top_genes(
     bar.outline.set_visible(False)
     return _dress(ax, f"{len(d)} genes in {d.shape[1]} patients", "patient", "gene")
 
-# %% ../nbs/06_plotting.ipynb #ac75262a
+# %% ../nbs/06_plotting.ipynb #30867e9e
+def _verdict_keys(
+    flags,  # verdicts that hold for the whole cohort
+) -> list:
+    "The legend of an audit: what a cell can say, and the cohort's flags."
+    def key(colour, label): return plt.Line2D([], [], ls="", marker="s", ms=9, color=colour, label=label)
+    cells = [key(CLEAR, "clear"), key(COLOURS["vermillion"], "× holds"), key(PALE, "· not assessed")]
+    return cells + [key(COLOURS["vermillion"], f"× whole cohort: {f}") for f in flags]
+
+# %% ../nbs/06_plotting.ipynb #13cb774e
 def plot_audit(
     audit,          # `audit.csv`: model, contrast, verdict, holds
     *,
@@ -369,6 +379,8 @@ def plot_audit(
 ):  # Axes for one contrast, Figure for several
     "Models x verdicts: holds (cross), clear, or not assessed (dot)."
     for key in ("model", "contrast", "verdict", "holds"): check_column(audit, key, key, "Pass the table that la.audit returns (audit.csv).")
+    whole = (audit["model"] == ALL) & (audit["contrast"] == ALL)
+    flags, audit = audit.loc[whole, "verdict"], audit[~whole]
     panels, verdicts, models = _panels(audit, contrast, ax), list(audit["verdict"].unique()), list(audit["model"].unique())
     axes = _grid(panels, ax, 0.6 + 0.3*len(verdicts), 2.1 + 0.27*len(models), sharey=True)
     from matplotlib.colors import ListedColormap
@@ -381,8 +393,7 @@ def plot_audit(
             if s != 0: a.text(j + 0.5, i + 0.5, "×" if s > 0 else "·", ha="center", va="center", color="white" if s > 0 else GREY, fontsize=11, fontweight="bold")
         a.set_xticks(a.get_xticks(), verdicts, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
         _dress(a, title)
-    keys = [plt.Line2D([], [], ls="", marker="s", ms=9, color=c, label=t) for t, c in zip(("clear", "× holds", "· not assessed"), (CLEAR, COLOURS["vermillion"], PALE))]
-    axes[-1].legend(handles=keys, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    axes[-1].legend(handles=_verdict_keys(flags), frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return axes[0] if len(axes) == 1 else axes[0].figure
 
 # %% ../nbs/06_plotting.ipynb #af2a4790

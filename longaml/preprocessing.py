@@ -114,7 +114,7 @@ def log_per_10k(
     total = np.asarray(counts.sum(1)).ravel()
     return sp.csr_matrix(sp.diags_array(1e4 / np.maximum(total, 1e-12)) @ counts, dtype=np.float32).log1p()
 
-# %% ../nbs/02_preprocessing.ipynb #a996edfc
+# %% ../nbs/02_preprocessing.ipynb #771ee3b4
 def _thinned(out, seed, name):  # thin rows to the least total within patient and lineage, then log
     if input_kind(out) != "counts":
         out.X = sp.csr_matrix(out.X.log1p(), dtype=np.float32)
@@ -125,6 +125,7 @@ def _thinned(out, seed, name):  # thin rows to the least total within patient an
     out.X = log_per_10k(out.layers[COUNTS])
     return out
 
+# %% ../nbs/02_preprocessing.ipynb #a6e14c82
 def pseudobulk(
     adata,  # a cohort
     *,
@@ -148,6 +149,7 @@ def pseudobulk(
     out.X = log_per_10k(out.X) if input_kind(out) == "counts" else sp.csr_matrix(out.X.log1p())
     return out
 
+# %% ../nbs/02_preprocessing.ipynb #163ab8c8
 def _one_lineage(adata):  # the same cells as one lineage, `all`
     import anndata
     layers = {COUNTS: adata.layers[COUNTS]} if COUNTS in adata.layers else {}

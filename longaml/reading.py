@@ -127,13 +127,13 @@ def _order_of_time(column, timepoints):  # timepoint names, earliest first
     except ValueError: guess = found
     raise ValueError(f"column {column.name!r} has the timepoints {listing(found)}, and nothing says which comes first. Pass timepoints={guess[:6]} in order of time.")
 
-# %% ../nbs/02_reading.ipynb #3747e43c
+# %% ../nbs/02_reading.ipynb #e5be62ab
 TRUE_WORDS = {"malignant", "true", "yes", "1", "1.0", "tumor", "tumour", "leukemic", "leukaemic"}
 FALSE_WORDS = {"normal", "false", "no", "0", "0.0", "healthy", "non-malignant", "nonmalignant", "non malignant"}
 UNKNOWN_WORDS = {"", "na", "nan", "none", "unknown", "undetermined", "unassigned"}
 
 def _malignant(column):  # boolean where every cell is known, nullable boolean otherwise
-    words = _text(column).map(lambda v: "" if v is None else v.strip().lower())
+    words = _text(column).map(lambda v: v.strip().lower() if isinstance(v, str) else "")
     strange = sorted(set(words) - TRUE_WORDS - FALSE_WORDS - UNKNOWN_WORDS)
     if strange: raise ValueError(f"column {column.name!r} says {listing(strange)}; expected Malignant or Normal (or true and false). Name another column with malignant_key=...")
     known = words.map({**dict.fromkeys(TRUE_WORDS, True), **dict.fromkeys(FALSE_WORDS, False)}).astype("boolean")
@@ -328,7 +328,7 @@ def _lines(file):  # lines of a small text file; trailing empty ones dropped
     with _opened(file) as stream: text = stream.read().decode("utf-8", errors="replace").rstrip("\r\n")
     return text.split("\n") if text else []
 
-# %% ../nbs/02_reading.ipynb #3cbf0588
+# %% ../nbs/02_reading.ipynb #114e6e38
 def _mtx_header(stream, file):  # (rows, columns, entries) as the header says; leaves the stream at the first entry
     banner = stream.readline(200).decode("ascii", errors="replace").lower().split()
     if banner[:3] != ["%%matrixmarket", "matrix", "coordinate"]: raise ValueError(f"{file.name} is not a sparse Matrix Market file: it starts with {' '.join(banner)[:60]!r}")
@@ -338,7 +338,7 @@ def _mtx_header(stream, file):  # (rows, columns, entries) as the header says; l
     try:
         sizes = [int(v) for v in line.split()]
         if len(sizes) != 3 or min(sizes) < 0: raise ValueError
-    except ValueError: raise ValueError(f"{file.name}: expected 'rows columns entries' after the comments, found {line[:60]!r}") from None
+    except ValueError: raise ValueError(f"{file.name}: expected 'rows columns entries' after the comments, found {line[:60].decode(errors='replace').strip()!r}") from None
     return sizes
 
 def _check_size(file, sizes, n_genes, n_cells):  # raise if the header cannot be true

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOFTWARE', 'checksum', 'versions', 'pack', 'unpack', 'save_result', 'load_result', 'check_writable', 'check_out',
-           'Run']
+           'Run', 'file_name']
 
 # %% ../nbs/07_runs.ipynb #aa9f9d72
 import hashlib
@@ -91,7 +91,7 @@ def pack(
     if value is None or isinstance(value, (str, bool, int, float)): return value
     raise TypeError(f"a {type(value).__name__} cannot be stored; return arrays, DataFrames, dicts, lists, text or numbers.")
 
-# %% ../nbs/07_runs.ipynb #f626f6f0
+# %% ../nbs/07_runs.ipynb #cf69a69f
 def unpack(
     tree,    # what `pack` returned
     arrays,  # the arrays
@@ -102,7 +102,8 @@ def unpack(
     if "array" in tree: return arrays[tree["array"]]
     if "dict" in tree: return {k: unpack(v, arrays) for k, v in tree["dict"].items()}
     index, labels, *columns = [_unpack_column(c, arrays) for c in tree["table"]]
-    frame = pd.DataFrame(dict(enumerate(columns)), index=pd.Index(index, name=tree["names"][0]))
+    index = pd.Index(index, name=tree["names"][0])
+    frame = pd.DataFrame({i: pd.Series(c, index, dtype=object) if getattr(c, "dtype", None) == object else c for i, c in enumerate(columns)}, index=index)
     frame.columns = pd.Index(labels, name=tree["names"][1])
     return frame
 
@@ -229,6 +230,14 @@ class Run:
         self.timings[name] = round(time.perf_counter() - start, 3)
         _write_json(self.out/"timings.json", self.timings)
         return load_result(path)
+
+# %% ../nbs/07_runs.ipynb #2fe64a9f
+def file_name(
+    text,  # any text
+) -> str:
+    "Text as a part of a file name: `_` for a space, `_<code>_` for what else is neither letter, digit, `.`, `_` nor `-`."
+    def code(m): return "_" if m[0] == " " else f"_{ord(m[0]):x}_"
+    return re.sub(r"[^\w.-]|^[.-]", code, str(text))
 
 # %% ../nbs/07_runs.ipynb #9dcfcb3b
 def _write_json(

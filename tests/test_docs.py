@@ -61,7 +61,7 @@ def build(top):
     made = {p.relative_to(proc).as_posix() for p in proc.rglob("*.ipynb")}
     assert done.returncode == 0 and made == set(notebooks(top)), f"pages missing: {set(notebooks(top)) - made}\n{done.stderr[-1500:]}"
     names = {nb: page_name(proc / nb).relative_to(proc).as_posix() for nb in sorted(made)}
-    renamed = [(re.compile(rf"(?<![\w/]){re.escape(Path(a).name)}"), Path(b).name) for a, b in names.items() if a != b]
+    renamed = [(re.compile(rf"(?<![\w/])((?:[\w.-]+/)*){re.escape(Path(a).name)}"), rf"\g<1>{Path(b).name}") for a, b in names.items() if a != b]
     for f in [top / "_quarto.yml", *proc.rglob("*.ipynb"), *proc.rglob("*.qmd"), *proc.rglob("*.md")]:  # links name the notebook; Quarto finds its page
         text = f.read_text()
         for old, new in renamed: text = old.sub(new, text)
@@ -150,7 +150,7 @@ def test_site_has_two_themes_and_its_sections(site):
     text = (site / "index.html").read_text()
     conf = yaml.safe_load((ROOT / "_quarto.yml").read_text())
     for theme in conf["format"]["html"]["theme"].values(): assert f"{theme}.min.css" in text
-    for name in ("Start", "Reference", "Contributing", "Changelog"): assert name in text
+    for name in ("Start", "Tutorials", "Reference", "Contributing", "Changelog"): assert name in text
     assert "Unreleased" in (site / "changelog.html").read_text()
 
 
