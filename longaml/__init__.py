@@ -9,17 +9,17 @@ __all__ = []
 # %% ../nbs/50_init.ipynb #8af79804
 import importlib
 
-# %% ../nbs/50_init.ipynb #f869158f
+# %% ../nbs/50_init.ipynb #c016c53a
 _NAMES = {
     "core": "check_cohort timepoints_of contrasts contrast_name",
     "simulation": "simulate_cohort config_for CohortConfig PRESETS EVALUATION_SEEDS NULL_SEEDS write_geo GEO_TRAPS",
     "reading": "read_cohort as_cohort save_cohort fetch_gse235063",
     "preprocessing": "normalize variable_genes pseudobulk bags sequences state_sets Sequences patient_folds thin",
     "baselines": "Majority PatientLineage Logistic SelectGenes differential_expression deseq2 paired_differences moderated_t held_out_proba patient_accuracy patient_auroc",
-    "inference": "audit explanations permute_libraries design_of studentise paired_scorer held_out_scorer p_values align_scores strata_of q_values stability nogueira power input_change as_ranking",
+    "inference": "audit explanations permute_libraries design_of studentise paired_scorer held_out_scorer p_values align_scores strata_of q_values stability nogueira power input_change as_ranking as_scanpy",
     "plotting": "plot_cohort plot_composition plot_depth plot_accuracy plot_volcano plot_qq plot_null plot_audit plot_precision_recall plot_stability plot_top_genes",
     "runs": "Run",
-    "evaluation": "coverage evaluate_state rank_state run_cohort run_demo audit_csv",
+    "evaluation": "coverage reach evaluate_state rank_state run_cohort run_demo audit_csv",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_MODULES)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FLOORS', 'MODELS', 'RANKERS', 'RANKING_MODELS', 'MIN_PATIENTS', 'chosen_models', 'coverage', 'make_model',
            'evaluate_state', 'state_scorer', 'ranking_table', 'n_permutations', 'mean_expression', 'rank_state',
-           'summarise', 'run_state', 'run_cohort', 'run_demo', 'audit_csv']
+           'summarise', 'reach', 'run_state', 'run_cohort', 'run_demo', 'audit_csv']
 
-# %% ../nbs/31_evaluation.ipynb #00a82631
+# %% ../nbs/31_evaluation.ipynb #87448951
 import math
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from scipy import stats
 
 from .baselines import Logistic, Majority, PatientLineage, SelectGenes, held_out_proba, moderated_t, paired_differences, patient_accuracy, patient_auroc
 from .core import (ALL, LINEAGE, PATIENT, SAMPLE, TIMEPOINT, UNS, check_choice, check_cohort, contrast_name, contrasts, derive_seed, input_kind, listing, log, progress, timepoints_of)
-from .inference import (align_scores, as_ranking, audit, design_of, held_out_scorer, input_change, observed_assignment, p_values, paired_scorer, patient_mean, permute_libraries, q_values, stability, strata_of)
+from .inference import (align_scores, as_ranking, audit, design_of, held_out_scorer, input_change, observed_assignment, p_values, paired_scorer, patient_mean, permute_libraries, power, q_values, stability, strata_of)
 from .preprocessing import bags, patient_folds, pseudobulk, sequences, state_sets, variable_genes
 
 # %% ../nbs/31_evaluation.ipynb #0a830e26
@@ -128,7 +128,7 @@ def n_permutations(name, nulls): return max(nulls, 200) if name == "paired_de" e
 
 def mean_expression(bagged): return np.asarray(bagged.X.mean(0)).ravel()
 
-# %% ../nbs/31_evaluation.ipynb #b55c8985
+# %% ../nbs/31_evaluation.ipynb #dbfe2ba1
 def rank_state(
     bagged,  # AnnData from `bags`
     bulk,    # AnnData from `pseudobulk`
@@ -144,11 +144,9 @@ def rank_state(
 ) -> tuple:  # ranking table, stability dictionary, aligned null scores (B, genes)
     "Rank genes by a method's held-out score, with a null of permuted libraries and the stability over half-cohorts."
     scorer, design, change = state_scorer(model, bagged, bulk, contrast, n_genes=n_genes, seed=seed)
-    name = f"{contrast_name(*contrast)}/{model}"
-    fit_seed = derive_seed(seed, "fit", name) % 2**31
+    fit_seed = derive_seed(seed, "fit", name := f"{contrast_name(*contrast)}/{model}") % 2**31
     observed = step(f"rank/{name}/observed", lambda: scorer([observed_assignment(design)], seed=fit_seed))[0]
-    perms = permute_libraries(design, n=n_permutations(model, nulls), seed=seed)
-    size = 50 if model == "paired_de" else 2
+    perms, size = permute_libraries(design, n=n_permutations(model, nulls), seed=seed), 50 if model == "paired_de" else 2
     null = np.concatenate([step(f"rank/{name}/null-{i:04d}", lambda i=i: scorer([perms.assignment(j) for j in range(i, min(i + size, len(perms)))], seed=fit_seed)) for i in progress(range(0, len(perms), size), f"{name}: permuted libraries")])
     stable = step(f"rank/{name}/stability", lambda: stability(scorer, design, k=k, n=halves, seed=seed)) if design[PATIENT].nunique() > 2 else {"frequency": np.full(len(observed), np.nan)}
     read = (null != 0).any(0) | (observed != 0)  # genes that no fit chose, or that never vary, are not ranked
@@ -215,23 +213,42 @@ def _against_baseline(evaluation):  # per contrast: each trained model against t
             verb = "beats" if d.mean() - half > 0 else "loses to" if d.mean() + half < 0 else "is not told apart from"
             yield f"{contrast}: {model} {verb} its best baseline, {best} (difference {d.mean():+.2f}, 95% interval {d.mean() - half:+.2f} to {d.mean() + half:+.2f} over {len(d)} patients)"
 
-# %% ../nbs/31_evaluation.ipynb #c33e47f1
+# %% ../nbs/31_evaluation.ipynb #70dba6e5
 def summarise(
     cover,       # coverage table
     evaluation,  # evaluation table
     ranking,     # ranking table, or None
     verdicts,    # audit table, or None
     warnings=(), # sentences that the reader left in `uns`
+    limits=None, # table from `reach`
 ) -> str:
     "A run in a few lines: accuracy against chance and baselines, genes at q < 0.1, verdicts in plain words."
     lines = [*_accuracy_lines(evaluation), *_against_baseline(evaluation)]
     for c in cover[(cover["lineage"] == ALL) & ~cover["evaluated"]].itertuples(): lines.append(f"{c.contrast}: {c.patients} patients with bags at both timepoints; not evaluated (at least {MIN_PATIENTS} are needed)")
+    for x in () if limits is None else limits.itertuples(): lines.append(f"{x.contrast}: {x.patients} patients give {x.possible:.3g} assignments of libraries, {x.distinct:.3g} of them informative; smallest attainable p {x.smallest_p:.1g}; power {x.power:.0%} for a change of one standard deviation between patients")
     if ranking is not None:
         for (contrast, model), r in ranking.groupby(["contrast", "model"], sort=False):
             v = verdicts[(verdicts["model"] == model) & (verdicts["contrast"] == contrast) & (verdicts["holds"] == True)]
             lines.append(f"{contrast}, {model}: {int((r['q_value'] < 0.1).sum())} of {len(r)} genes at q < 0.1 (first: {', '.join(r['gene'].head(3))})")
             lines += [f"  verdict: {x.verdict} ({x.text})" for x in v.itertuples()] or ["  no verdict against it"]
     return "\n".join(lines + [f"note: {w}" for w in warnings])
+
+# %% ../nbs/31_evaluation.ipynb #cc673132
+def reach(
+    bagged,  # AnnData from `bags`
+    pairs,   # (later, earlier) contrasts
+    *,
+    nulls=20,  # permutations asked for
+    seed=0,    # of the simulated differences
+) -> pd.DataFrame:  # contrast, patients, possible, distinct, smallest_p, power
+    "What each contrast's patients allow: permutations, the smallest attainable p, and power for a change of one standard deviation between patients."
+    rows = []
+    for later, earlier in pairs:
+        sets = state_sets(bagged, (earlier, later), genes=list(bagged.var_names[:1]))
+        n, perms = len(set(sets.patients)), permute_libraries(design_of(sets), n=nulls, seed=seed)
+        found = power(n, n_genes=min(bagged.n_vars, 1000), n_permutations=nulls, effects=(1.0,), seed=seed)["power"].iloc[0]
+        rows.append((contrast_name(later, earlier), n, float(perms.possible), float(perms.distinct), 1 / (1 + len(perms) * bagged.n_vars), found))
+    return pd.DataFrame(rows, columns=["contrast", "patients", "possible", "distinct", "smallest_p", "power"])
 
 # %% ../nbs/31_evaluation.ipynb #a297159f
 def _with_flags(verdicts, adata):  # audit table with the reader's warnings as rows of their own
@@ -248,7 +265,7 @@ def _audited(adata, bagged, evaluation, ranking, stable, models, how):  # audit 
                       input_changes=_input_changes(bagged, tuple(c.split("_vs_")), models, how)) for c in ranking["contrast"].unique()]
     return _with_flags(pd.concat(verdicts, ignore_index=True), adata)
 
-# %% ../nbs/31_evaluation.ipynb #f6a288b0
+# %% ../nbs/31_evaluation.ipynb #8efc5302
 def run_state(
     adata,  # a cohort
     run,    # a `Run`: where steps, tables and figures go
@@ -266,13 +283,13 @@ def run_state(
     if not (pairs := _evaluated(cover)): raise ValueError(f"no contrast has {MIN_PATIENTS} patients with bags at both timepoints:\n{cover[cover['lineage'] == ALL].to_string(index=False)}\nMore patients or visits, a coarser lineage_key, or more cells per library are needed.")
     evaluation = _evaluations(bagged, cover, run, dict(models=names, **how))
     ranking, stable, null = _rankings(bagged, bulk, pairs, [m for m in names if m in RANKERS], run, dict(nulls=nulls, halves=halves, **how))
-    tables = {"evaluation": evaluation, "coverage": cover}
+    tables, limits = {"evaluation": evaluation, "coverage": cover}, run.step("reach", lambda: reach(bagged, pairs, nulls=nulls, seed=seed))
     if ranking is not None:
         verdicts = run.step("audit", lambda: _audited(adata, bagged, evaluation, ranking, stable, names, how))
         tables |= {"ranking": ranking, "audit": verdicts}
     for name, table in tables.items(): run.table(f"{name}.csv", table)
     _figures(adata, evaluation, ranking, null, stable, tables.get("audit"), {} if ranking is None else _patient_changes(bagged, bulk, ranking, how), run)
-    return tables | {"summary": summarise(cover, evaluation, ranking, tables.get("audit"), adata.uns.get(UNS, {}).get("warnings", []))}
+    return tables | {"summary": summarise(cover, evaluation, ranking, tables.get("audit"), adata.uns.get(UNS, {}).get("warnings", []), limits)}
 
 # %% ../nbs/31_evaluation.ipynb #1ea1a271
 def run_cohort(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'design_of', 'Permutations', 'observed_assignment', 'permute_libraries', 'studentise', 'patient_mean',
            'paired_scorer', 'held_out_scorer', 'strata_of', 'align_scores', 'p_values', 'q_values', 'nogueira',
-           'stability', 'power', 'explanations', 'as_ranking', 'input_change', 'audit']
+           'stability', 'power', 'explanations', 'as_ranking', 'as_scanpy', 'input_change', 'audit']
 
 # %% ../nbs/05_inference.ipynb #2cbfeb84
 import itertools
@@ -325,6 +325,14 @@ def as_ranking(
     for key, value in (("model", model), ("contrast", contrast)):
         if key not in t.columns and value is not None: t[key] = value
     return t
+
+# %% ../nbs/05_inference.ipynb #7d4e6173
+def as_scanpy(
+    ranking,  # a ranking in longaml's columns
+) -> pd.DataFrame:  # names, scores, logfoldchanges, pvals, pvals_adj
+    "A ranking under the column names that scanpy users expect."
+    back = {"gene": "names", "score": "scores", "log2_fold_change": "logfoldchanges", "p_value": "pvals", "q_value": "pvals_adj"}
+    return ranking.rename(columns=back)[[v for k, v in back.items() if k in ranking]]
 
 # %% ../nbs/05_inference.ipynb #51ca8df0
 def _cosine2(change, alone):  # squared cosine, zero where they point apart
