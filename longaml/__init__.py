@@ -9,7 +9,7 @@ __all__ = []
 # %% ../nbs/50_init.ipynb #8af79804
 import importlib
 
-# %% ../nbs/50_init.ipynb #c016c53a
+# %% ../nbs/50_init.ipynb #4100f379
 _NAMES = {
     "core": "check_cohort timepoints_of contrasts contrast_name",
     "simulation": "simulate_cohort config_for CohortConfig PRESETS EVALUATION_SEEDS NULL_SEEDS write_geo GEO_TRAPS",

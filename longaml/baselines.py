@@ -114,9 +114,9 @@ class SelectGenes:
         out[:, pd.Index(sets.genes).get_indexer(self.genes)] = self.model.contributions(sets.with_genes(self.genes))
         return out
 
-# %% ../nbs/04_baselines.ipynb #10298f13
+# %% ../nbs/04_baselines.ipynb #19fbb73d
 def paired_differences(
-    bulk,     # AnnData from `pseudobulk`
+    bulk,     # AnnData from pseudobulk
     contrast, # (later, earlier)
     *,
     lineage=ALL,  # a lineage, or "all": the mean over the patient's lineages, weighted by cells
@@ -164,9 +164,9 @@ def moderated_t(
     with np.errstate(divide="ignore", invalid="ignore"): t = np.where(post > 0, d.mean(0) / np.sqrt(post / n), 0.0)
     return t, 2 * stats.t.sf(np.abs(t), min(df0 + n - 1, 1e6))
 
-# %% ../nbs/04_baselines.ipynb #628c4b39
+# %% ../nbs/04_baselines.ipynb #32c5d820
 def differential_expression(
-    bulk,  # AnnData from `pseudobulk`
+    bulk,  # AnnData from pseudobulk
     *,
     contrasts=None,  # (later, earlier) pairs; None: all
     min_patients=3,  # a lineage with fewer pairs is left out

@@ -22,7 +22,7 @@ import typer
 
 from . import __version__
 
-# %% ../nbs/40_cli.ipynb #a333ee22
+# %% ../nbs/40_cli.ipynb #dd140128
 def _as_options(
     text,  # a message of the library
 ) -> str:
@@ -33,6 +33,7 @@ def _as_options(
     text = re.sub(r"\b(patient|timepoint|cell_type|malignant|lineage)_key=(\.\.\.( (?=\.))?)?", lambda m: f"--{m[1].replace('_', '-')}-key COLUMN", text)
     return re.sub(r"\btimepoints=\[([^\]]+)\]", times, text)
 
+# %% ../nbs/40_cli.ipynb #faffecbf
 def _ours(
     e,  # an exception
 ) -> bool:
@@ -126,7 +127,7 @@ Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Every ran
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, if it is the same run.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-# %% ../nbs/40_cli.ipynb #42feba6b
+# %% ../nbs/40_cli.ipynb #9ea1b42d
 @app.command(short_help="Evaluate, rank genes against a null, audit the ranking.")
 def run(
     cohort: Cohort,                       # what to read
@@ -143,14 +144,14 @@ def run(
     seed: Seed = 0,                       # of everything random
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     resume: Resume = False,               # go on with an earlier run
-    debug: Debug = False,                 # read by `main`
+    debug: Debug = False,                 # read by main
 ):
     "Evaluate models on held-out patients, rank genes against a null, audit the ranking (la.run_cohort)."
     read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
     from longaml.evaluation import run_cohort
     typer.echo(run_cohort(cohort, out, read=read, task=task, models=models, nulls=nulls, seed=seed, device=device, resume=resume)["summary"])
 
-# %% ../nbs/40_cli.ipynb #9b315d83
+# %% ../nbs/40_cli.ipynb #eae109b7
 @app.command(short_help="Say what explains a ranking made elsewhere.")
 def audit(
     ranking: Annotated[Path, typer.Argument(metavar="RANKING.csv", show_default=False, help="Table with the columns gene and score; made by longaml or elsewhere.")],
@@ -162,23 +163,25 @@ def audit(
     cell_type_key: CellTypeKey = None,    # column of cell types
     malignant_key: MalignantKey = None,   # column of malignancy
     lineage_key: LineageKey = None,       # column of lineages
-    debug: Debug = False,                 # read by `main`
+    debug: Debug = False,                 # read by main
 ):
     "Say what explains a ranking: abundance, depth, composition, chance (la.audit_csv)."
     read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
     from longaml.evaluation import audit_csv
     typer.echo(audit_csv(ranking, cohort, out, read=read)["summary"])
 
-# %% ../nbs/40_cli.ipynb #b9bbd880
+# %% ../nbs/40_cli.ipynb #b1e17a2f
 @app.command(short_help="Everything on a simulated cohort of 28 patients.")
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results; new or empty.")] = Path("longaml-demo"),
-    seed: Seed = 0,        # of everything random
-    debug: Debug = False,  # read by `main`
+    seed: Seed = 0,          # of everything random
+    resume: Resume = False,  # go on with an earlier demonstration
+    debug: Debug = False,    # read by main
 ):
     "Run everything on a simulated cohort of 28 patients whose truth is known (la.run_demo)."
     from longaml.evaluation import run_demo
-    typer.echo(run_demo(out, seed=seed)["summary"])
+    typer.echo(run_demo(out, seed=seed, resume=resume)["summary"])
+    typer.echo(f"the cohort, the tables and the figures are in {out}")
 
 # %% ../nbs/40_cli.ipynb #13404dea
 def _write_simulated(
@@ -198,7 +201,7 @@ def _write_simulated(
         os.replace(part, out)
     finally: shutil.rmtree(part, ignore_errors=True)
 
-# %% ../nbs/40_cli.ipynb #5316cbab
+# %% ../nbs/40_cli.ipynb #ce5da002
 @app.command(short_help="Write a cohort with planted truth, in the GEO layout.")
 def simulate(
     out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False, help="Folder to make; new or empty.")],
@@ -209,7 +212,7 @@ def simulate(
     drivers: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="Driver genes of each kind.")] = None,
     seed: Seed = 0,        # of everything random
     null: Annotated[bool, typer.Option("--null", help="Nothing changes over time.")] = False,
-    debug: Debug = False,  # read by `main`
+    debug: Debug = False,  # read by main
 ):
     "Write a cohort with planted truth: the GEO layout and truth.csv (la.simulate_cohort, la.write_geo)."
     from longaml.runs import check_out
@@ -219,7 +222,7 @@ def simulate(
     _write_simulated(adata, out.resolve(), seed)
     typer.echo(f"wrote {adata.n_obs:,} cells x {adata.n_vars:,} genes of {adata.obs['patient'].nunique()} patients in {adata.obs['sample'].nunique()} samples, and truth.csv, to {out}")
 
-# %% ../nbs/40_cli.ipynb #3b21a1f9
+# %% ../nbs/40_cli.ipynb #9f112149
 @app.command(short_help="Write a cohort as one .h5ad file.")
 def convert(
     cohort: Cohort,                       # what to read
@@ -230,7 +233,7 @@ def convert(
     cell_type_key: CellTypeKey = None,    # column of cell types
     malignant_key: MalignantKey = None,   # column of malignancy
     lineage_key: LineageKey = None,       # column of lineages
-    debug: Debug = False,                 # read by `main`
+    debug: Debug = False,                 # read by main
 ):
     "Write a cohort as one .h5ad file that scanpy and longaml read (la.read_cohort, la.save_cohort)."
     read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)

@@ -8,14 +8,16 @@ __all__ = ['PATIENT', 'TIMEPOINT', 'SAMPLE', 'CELL_TYPE', 'MALIGNANT', 'LINEAGE'
            'rng_for', 'device_for', 'progress', 'atomic_path', 'module_stamp', 'check_cohort', 'timepoints_of',
            'input_kind', 'counts_of']
 
-# %% ../nbs/00_core.ipynb #cbd5ace5
+# %% ../nbs/00_core.ipynb #637d0ce7
 import contextlib
 import difflib
 import hashlib
 import importlib
+import io
 import logging
 import os
 import sys
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +149,13 @@ def atomic_path(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #08c5f14e
+# %% ../nbs/00_core.ipynb #e2df134b
+def _uncommented(source):  # source code without comments and empty lines
+    lines = source.splitlines()
+    for t in tokenize.generate_tokens(io.StringIO(source).readline):
+        if t.type == tokenize.COMMENT: lines[t.start[0] - 1] = lines[t.start[0] - 1][:t.start[1]]
+    return "\n".join(l.rstrip() for l in lines if l.strip())
+
 def module_stamp(
     *names,  # modules to name, such as "inference"; those loaded now where none is given
 ) -> str:  # `modules core inference: 1f0c5a9b2d3e`
@@ -156,8 +164,7 @@ def module_stamp(
     loaded = (m[len("longaml."):] for m in sys.modules if m.startswith("longaml.") and not m.endswith("_modidx"))
     names = sorted(names or loaded)
     files = [here.joinpath(*n.split(".")) for n in names]
-    lines = [l.strip() for f in files for l in (f/"__init__.py" if f.is_dir() else f.with_suffix(".py")).read_text(encoding="utf-8").splitlines()]
-    code = "\n".join(l for l in lines if l and not l.startswith("#"))
+    code = "\n".join(_uncommented((f/"__init__.py" if f.is_dir() else f.with_suffix(".py")).read_text(encoding="utf-8")) for f in files)
     return f"modules {' '.join(names)}: {hashlib.sha256(code.encode()).hexdigest()[:12]}"
 
 # %% ../nbs/00_core.ipynb #3113a52f

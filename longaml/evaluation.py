@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FLOORS', 'MODELS', 'RANKERS', 'RANKING_MODELS', 'MIN_PATIENTS', 'chosen_models', 'coverage', 'make_model',
-           'evaluate_state', 'state_scorer', 'ranking_table', 'n_permutations', 'mean_expression', 'rank_state',
-           'summarise', 'reach', 'run_state', 'run_cohort', 'run_demo', 'audit_csv']
+           'evaluate_state', 'state_scorer', 'ranking_table', 'rank_state', 'summarise', 'reach', 'run_state',
+           'run_cohort', 'run_demo', 'audit_csv']
 
 # %% ../nbs/31_evaluation.ipynb #87448951
 import math
@@ -34,11 +34,11 @@ def chosen_models(
     names = list(dict.fromkeys([*MODELS, *RANKERS])) if names is None else [check_choice(n, dict.fromkeys([*MODELS, *RANKERS]), "model") for n in names]
     return list(dict.fromkeys([*FLOORS, *names]))
 
-# %% ../nbs/31_evaluation.ipynb #03893aef
+# %% ../nbs/31_evaluation.ipynb #edfea48e
 MIN_PATIENTS = 3  # a contrast with fewer patients is listed and not evaluated
 
 def coverage(
-    bagged,  # AnnData from `bags`
+    bagged,  # AnnData from bags
 ) -> pd.DataFrame:  # contrast, lineage, patients, sets, evaluated
     "Patients and sets of every contrast and lineage, with the total under `all`."
     rows = []
@@ -49,27 +49,28 @@ def coverage(
         rows += [(name, k, len(set(s.patients[s.lineages == k])), int((s.lineages == k).sum()), used) for k in bagged.obs[LINEAGE].cat.categories if k != ALL]
     return pd.DataFrame(rows, columns=["contrast", "lineage", "patients", "sets", "evaluated"])
 
-# %% ../nbs/31_evaluation.ipynb #e4adcc1b
+# %% ../nbs/31_evaluation.ipynb #96668d16
 def make_model(
     name,    # in `MODELS`
-    bagged,  # AnnData from `bags`, to choose genes from
+    bagged,  # AnnData from bags, to choose genes from
     *,
     n_genes=2000,  # variable genes per fit; a cohort with fewer keeps all
-    makers=MODELS, # name -> () -> an unfitted model
+    makers=None,   # name -> () -> an unfitted model; None: `MODELS`
 ):  # () -> an unfitted model
     "A maker for a model; where the cohort has more than `n_genes` genes, each fit chooses them from its training patients."
+    makers = makers or MODELS
     if name in FLOORS or bagged.n_vars <= n_genes: return makers[name]
     choose = lru_cache(maxsize=None)(lambda patients: tuple(variable_genes(bagged, patients=patients, n_top=n_genes)))
     return lambda: SelectGenes(makers[name], choose)
 
-# %% ../nbs/31_evaluation.ipynb #8c8bc2b9
+# %% ../nbs/31_evaluation.ipynb #f1f07d1b
 def evaluate_state(
-    bagged,  # AnnData from `bags`
+    bagged,  # AnnData from bags
     timepoints,  # the timepoints to tell apart, earliest first
     *,
     models=None,   # names in `MODELS`; None: all
     n_genes=2000,  # variable genes per fit
-    n_folds=None,  # see `patient_folds`
+    n_folds=None,  # see patient_folds
     seed=0,        # of the folds and fits
 ) -> pd.DataFrame:  # task, contrast, model, patient, metric, value, chance
     "Balanced accuracy and AUROC of each held-out patient, for every model under the same folds and bags."
@@ -82,15 +83,15 @@ def evaluate_state(
             rows += [("state", contrast, name, k, metric, v, chance) for k, v in values.items()]
     return pd.DataFrame(rows, columns=["task", "contrast", "model", "patient", "metric", "value", "chance"])
 
-# %% ../nbs/31_evaluation.ipynb #4a75c36a
+# %% ../nbs/31_evaluation.ipynb #142e5f25
 def state_scorer(
     name,    # in `RANKERS`
-    bagged,  # AnnData from `bags`
-    bulk,    # AnnData from `pseudobulk`
+    bagged,  # AnnData from bags
+    bulk,    # AnnData from pseudobulk
     contrast,  # (later, earlier)
     *,
     n_genes=2000,  # variable genes per fit
-    n_folds=None,  # see `patient_folds`
+    n_folds=None,  # see patient_folds
     seed=0,        # of the folds
 ):  # scorer, design, log2 fold changes (patients x genes)
     "The scorer of a ranking method, the libraries it permutes, and each patient's log2 fold changes."
@@ -107,7 +108,7 @@ def state_scorer(
     else: scorer = held_out_scorer(make_model(name, bagged, n_genes=n_genes, makers=RANKING_MODELS), sets, patient_folds(sets.patients, n_folds=n_folds, seed=seed))
     return scorer, design, d / np.log(2)
 
-# %% ../nbs/31_evaluation.ipynb #24c58d2f
+# %% ../nbs/31_evaluation.ipynb #aaba5c51
 def ranking_table(
     model,     # its name
     contrast,  # such as "REL_vs_DX"
@@ -124,14 +125,12 @@ def ranking_table(
     out.insert(3, "rank", np.arange(1, len(out) + 1))
     return out
 
-def n_permutations(name, nulls): return max(nulls, 200) if name == "paired_de" else nulls  # a t-test is cheap
+def _n_permutations(name, nulls): return max(nulls, 200) if name == "paired_de" else nulls  # a t-test is cheap
 
-def mean_expression(bagged): return np.asarray(bagged.X.mean(0)).ravel()
-
-# %% ../nbs/31_evaluation.ipynb #dbfe2ba1
+# %% ../nbs/31_evaluation.ipynb #850429d8
 def rank_state(
-    bagged,  # AnnData from `bags`
-    bulk,    # AnnData from `pseudobulk`
+    bagged,  # AnnData from bags
+    bulk,    # AnnData from pseudobulk
     contrast,  # (later, earlier)
     *,
     model="logistic",  # in `RANKERS`
@@ -140,18 +139,18 @@ def rank_state(
     k=50,              # size of the top list for stability
     n_genes=2000,      # variable genes per fit
     seed=0,            # of folds, permutations and halves
-    step=lambda name, fn: fn(),  # how a piece of work is run and kept, as `Run.step`
+    step=lambda name, fn: fn(),  # how a piece of work is run and kept, as Run.step
 ) -> tuple:  # ranking table, stability dictionary, aligned null scores (B, genes)
     "Rank genes by a method's held-out score, with a null of permuted libraries and the stability over half-cohorts."
     scorer, design, change = state_scorer(model, bagged, bulk, contrast, n_genes=n_genes, seed=seed)
     fit_seed = derive_seed(seed, "fit", name := f"{contrast_name(*contrast)}/{model}") % 2**31
     observed = step(f"rank/{name}/observed", lambda: scorer([observed_assignment(design)], seed=fit_seed))[0]
-    perms, size = permute_libraries(design, n=n_permutations(model, nulls), seed=seed), 50 if model == "paired_de" else 2
+    perms, size = permute_libraries(design, n=_n_permutations(model, nulls), seed=seed), 50 if model == "paired_de" else 2
     null = np.concatenate([step(f"rank/{name}/null-{i:04d}", lambda i=i: scorer([perms.assignment(j) for j in range(i, min(i + size, len(perms)))], seed=fit_seed)) for i in progress(range(0, len(perms), size), f"{name}: permuted libraries")])
     stable = step(f"rank/{name}/stability", lambda: stability(scorer, design, k=k, n=halves, seed=seed)) if design[PATIENT].nunique() > 2 else {"frequency": np.full(len(observed), np.nan)}
     read = (null != 0).any(0) | (observed != 0)  # genes that no fit chose, or that never vary, are not ranked
     if not read.any(): raise ValueError(f"{name}: every score is zero; no gene varies between the bags")
-    level, change = mean_expression(bagged)[read], change.loc[:, read]
+    level, change = np.asarray(bagged.X.mean(0)).ravel()[read], change.loc[:, read]
     observed, null = align_scores(observed[read], null[:, read], strata_of(level, (change**2).mean().to_numpy()))
     return ranking_table(model, contrast_name(*contrast), observed, null, change, level, stable["frequency"][read]), stable, null
 
@@ -213,7 +212,7 @@ def _against_baseline(evaluation):  # per contrast: each trained model against t
             verb = "beats" if d.mean() - half > 0 else "loses to" if d.mean() + half < 0 else "is not told apart from"
             yield f"{contrast}: {model} {verb} its best baseline, {best} (difference {d.mean():+.2f}, 95% interval {d.mean() - half:+.2f} to {d.mean() + half:+.2f} over {len(d)} patients)"
 
-# %% ../nbs/31_evaluation.ipynb #70dba6e5
+# %% ../nbs/31_evaluation.ipynb #b91aef15
 def summarise(
     cover,       # coverage table
     evaluation,  # evaluation table
@@ -225,30 +224,30 @@ def summarise(
     "A run in a few lines: accuracy against chance and baselines, genes at q < 0.1, verdicts in plain words."
     lines = [*_accuracy_lines(evaluation), *_against_baseline(evaluation)]
     for c in cover[(cover["lineage"] == ALL) & ~cover["evaluated"]].itertuples(): lines.append(f"{c.contrast}: {c.patients} patients with bags at both timepoints; not evaluated (at least {MIN_PATIENTS} are needed)")
-    for x in () if limits is None else limits.itertuples(): lines.append(f"{x.contrast}: {x.patients} patients give {x.possible:.3g} assignments of libraries, {x.distinct:.3g} of them informative; smallest attainable p {x.smallest_p:.1g}; power {x.power:.0%} for a change of one standard deviation between patients")
+    for x in () if limits is None else limits.itertuples(): lines.append(f"{x.contrast}: {x.patients} patients give {x.possible:,.0f} assignments of libraries, {x.distinct:,.0f} of them informative; smallest attainable p {x.smallest_p:.1g} with genes pooled ({x.smallest_p_alone:.1g} for one gene alone); power {x.power:.0%} for a change of one standard deviation between patients")
     if ranking is not None:
         for (contrast, model), r in ranking.groupby(["contrast", "model"], sort=False):
             v = verdicts[(verdicts["model"] == model) & (verdicts["contrast"] == contrast) & (verdicts["holds"] == True)]
             lines.append(f"{contrast}, {model}: {int((r['q_value'] < 0.1).sum())} of {len(r)} genes at q < 0.1 (first: {', '.join(r['gene'].head(3))})")
-            lines += [f"  verdict: {x.verdict} ({x.text})" for x in v.itertuples()] or ["  no verdict against it"]
+            lines += [f"  verdict: {x.verdict} ({x.text})" for x in v.itertuples()] or ["  no verdict against this ranking"]
     return "\n".join(lines + [f"note: {w}" for w in warnings])
 
-# %% ../nbs/31_evaluation.ipynb #cc673132
+# %% ../nbs/31_evaluation.ipynb #995006b4
 def reach(
-    bagged,  # AnnData from `bags`
+    bagged,  # AnnData from bags
     pairs,   # (later, earlier) contrasts
     *,
     nulls=20,  # permutations asked for
     seed=0,    # of the simulated differences
-) -> pd.DataFrame:  # contrast, patients, possible, distinct, smallest_p, power
+) -> pd.DataFrame:  # contrast, patients, possible, distinct, smallest_p_alone (one gene by itself), smallest_p (genes pooled), power
     "What each contrast's patients allow: permutations, the smallest attainable p, and power for a change of one standard deviation between patients."
     rows = []
     for later, earlier in pairs:
         sets = state_sets(bagged, (earlier, later), genes=list(bagged.var_names[:1]))
         n, perms = len(set(sets.patients)), permute_libraries(design_of(sets), n=nulls, seed=seed)
         found = power(n, n_genes=min(bagged.n_vars, 1000), n_permutations=nulls, effects=(1.0,), seed=seed)["power"].iloc[0]
-        rows.append((contrast_name(later, earlier), n, float(perms.possible), float(perms.distinct), 1 / (1 + len(perms) * bagged.n_vars), found))
-    return pd.DataFrame(rows, columns=["contrast", "patients", "possible", "distinct", "smallest_p", "power"])
+        rows.append((contrast_name(later, earlier), n, float(perms.possible), float(perms.distinct), 1 / (1 + len(perms)), 1 / (1 + len(perms) * bagged.n_vars), found))
+    return pd.DataFrame(rows, columns=["contrast", "patients", "possible", "distinct", "smallest_p_alone", "smallest_p", "power"])
 
 # %% ../nbs/31_evaluation.ipynb #a297159f
 def _with_flags(verdicts, adata):  # audit table with the reader's warnings as rows of their own
@@ -265,12 +264,12 @@ def _audited(adata, bagged, evaluation, ranking, stable, models, how):  # audit 
                       input_changes=_input_changes(bagged, tuple(c.split("_vs_")), models, how)) for c in ranking["contrast"].unique()]
     return _with_flags(pd.concat(verdicts, ignore_index=True), adata)
 
-# %% ../nbs/31_evaluation.ipynb #8efc5302
+# %% ../nbs/31_evaluation.ipynb #df9c0c3c
 def run_state(
     adata,  # a cohort
-    run,    # a `Run`: where steps, tables and figures go
+    run,    # a Run: where steps, tables and figures go
     *,
-    models=None,   # see `chosen_models`
+    models=None,   # see chosen_models
     nulls=20,      # permutations of libraries per ranking
     halves=10,     # half-cohorts for stability
     n_genes=2000,  # variable genes per fit
@@ -291,34 +290,35 @@ def run_state(
     _figures(adata, evaluation, ranking, null, stable, tables.get("audit"), {} if ranking is None else _patient_changes(bagged, bulk, ranking, how), run)
     return tables | {"summary": summarise(cover, evaluation, ranking, tables.get("audit"), adata.uns.get(UNS, {}).get("warnings", []), limits)}
 
-# %% ../nbs/31_evaluation.ipynb #1ea1a271
+# %% ../nbs/31_evaluation.ipynb #b76e6244
 def run_cohort(
-    path,  # a cohort on disk; see `read_cohort`
+    path,  # a cohort on disk; see read_cohort
     out,   # run directory
     *,
-    read=None,       # keyword arguments of `read_cohort`
+    read=None,       # keyword arguments of read_cohort
     task="state",    # what is asked; `state` is the task there is
-    models=None,     # see `chosen_models`; None: all
+    models=None,     # see chosen_models; None: all
     nulls=None,      # permutations of libraries per ranking; None: 20
     seed=0,          # every random number follows from it
     device="auto",   # of models that train on one; the baselines use the CPU
     resume=False,    # go on with the run in `out`
 ) -> dict:  # tables and "summary"
     "Read a cohort and leave evaluation, ranking, audit and figures in a run directory."
+    from threadpoolctl import threadpool_limits
+
     from longaml.reading import read_cohort
     from longaml.runs import Run
-    check_choice(task, ("state",), "task")
-    check_choice(str(device).split(":")[0], ("auto", "cpu", "cuda", "mps"), "device")
-    nulls = 20 if nulls is None else int(nulls)
-    if nulls < 1: raise ValueError(f"nulls is {nulls}; a p-value needs at least 1 permutation, and 20 are recommended")
+    for value, options, what in ((task, ("state",), "task"), (str(device).split(":")[0], ("auto", "cpu", "cuda", "mps"), "device")): check_choice(value, options, what)
+    if (nulls := 20 if nulls is None else int(nulls)) < 1: raise ValueError(f"nulls is {nulls}; a p-value needs at least 1 permutation, and 20 are recommended")
     how = {"task": task, "models": chosen_models(models), "nulls": nulls, "halves": 10, "n_genes": 2000}
     run = Run(out, command="run", params={**how, "read": read or {}}, inputs=[path], seed=seed, resume=resume)
     adata = read_cohort(path, **(read or {}))
-    result = run_state(adata, run, models=how["models"], nulls=nulls, halves=how["halves"], n_genes=how["n_genes"], seed=seed)
+    with threadpool_limits(1):  # many small fits: BLAS threads only get in each other's way
+        result = run_state(adata, run, seed=seed, **{k: v for k, v in how.items() if k != "task"})
     run.finish({"summary": result["summary"].splitlines()})
     return result
 
-# %% ../nbs/31_evaluation.ipynb #fd08b261
+# %% ../nbs/31_evaluation.ipynb #0069d6ef
 def _against_truth(ranking, truth, contrast):  # lines that compare the rankings of a contrast with what was planted
     from sklearn.metrics import average_precision_score
     planted = set(truth.index[truth["kind"] == "marginal"])
@@ -329,10 +329,10 @@ def _against_truth(ranking, truth, contrast):  # lines that compare the rankings
 def run_demo(
     out,  # directory; gets `cohort/` and `run/`
     *,
-    preset="realistic",  # see `simulate_cohort`
+    preset="realistic",  # see simulate_cohort
     seed=0,              # of the simulation and the run
     resume=False,        # go on with a run that was interrupted
-) -> dict:  # as `run_cohort`
+) -> dict:  # as run_cohort
     "Simulate 28 patients, write them as GEO would, read them back, run everything, and compare with the truth."
     from longaml.runs import check_out
     from longaml.simulation import simulate_cohort, write_geo
@@ -345,13 +345,13 @@ def run_demo(
     lines = [f"{contrast_name(later, earlier)} against the planted truth:", *_against_truth(result["ranking"], adata.uns["truth"], contrast_name(later, earlier))]
     return result | {"summary": "\n".join([result["summary"], *lines])}
 
-# %% ../nbs/31_evaluation.ipynb #d1f00702
+# %% ../nbs/31_evaluation.ipynb #690e20e1
 def audit_csv(
     path,    # a ranking as CSV: gene and score columns in longaml's, scanpy's, Seurat's, DESeq2's or edgeR's names
-    cohort,  # the cohort it is about; see `read_cohort`
+    cohort,  # the cohort it is about; see read_cohort
     out,     # directory for audit.csv and its figure
     *,
-    read=None,  # keyword arguments of `read_cohort`
+    read=None,  # keyword arguments of read_cohort
     seed=0,     # of the thinning
 ) -> dict:  # "audit" table and "summary"
     "Audit a ranking made anywhere against the cohort it was made from."

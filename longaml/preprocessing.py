@@ -221,9 +221,9 @@ class Sequences:
         y = np.array([[code.get(s, -1) for s in row] for row in self.samples], dtype=np.int64).reshape(self.mask.shape)
         return replace(self, y=y).take(((y >= 0) == self.mask).all(1))
 
-# %% ../nbs/02_preprocessing.ipynb #9405cc21
+# %% ../nbs/02_preprocessing.ipynb #4068a141
 def sequences(
-    bagged,  # AnnData from `bags` or `pseudobulk`
+    bagged,  # AnnData from bags or pseudobulk
     *,
     timepoints=None,  # the timepoints to use, earliest first; None: all
     complete=False,   # True: only rows in which every timepoint was observed
@@ -248,9 +248,9 @@ def sequences(
     return Sequences(x=x, mask=mask, y=np.where(mask, np.arange(len(times)), -1), patients=wide.index.get_level_values(0).astype(str).to_numpy(), lineages=wide.index.get_level_values(1).astype(str).to_numpy(),
                      samples=np.where(mask, obs[SAMPLE].astype(str).to_numpy()[rows] if len(obs) else "", ""), timepoints=times, genes=list(bagged.var_names[where]), technical=technical, notes={"input_kind": input_kind(bagged)})
 
-# %% ../nbs/02_preprocessing.ipynb #7ab84801
+# %% ../nbs/02_preprocessing.ipynb #5a35c291
 def state_sets(
-    bagged,  # AnnData from `bags` or `pseudobulk`
+    bagged,  # AnnData from bags or pseudobulk
     timepoints,  # the timepoints to tell apart, such as ("DX", "REL"), earliest first
     *,
     genes=None,  # genes to keep; None: all

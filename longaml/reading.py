@@ -642,12 +642,12 @@ def _read_tar(path, how):
         if not any(GEO_NAME.match(f.name) for f in files): raise FileNotFoundError(f"{path.name} has no {GEO_HINT}; it has: {listing(f.name for f in files)}")
         return _read_geo(files, **how)
 
-# %% ../nbs/02_reading.ipynb #9fc75301
+# %% ../nbs/02_reading.ipynb #4cc693ae
 def read_cohort(
     path,                # a GEO .tar or the folder of its files, an .h5ad, a folder of 10x folders with a sample sheet, or the sheet
     *,
     genes="union",       # "union": a gene missing from a sample's list is zero there; "intersection": genes all samples list
-    layer=None,          # h5ad: layer with the counts, as in `as_cohort`
+    layer=None,          # h5ad: layer with the counts, as in as_cohort
     gene_symbols=None,   # h5ad: column of `var` to name genes by
     patient_key=None,    # column that names the patient; GEO: None takes the file name's
     timepoint_key=None,  # column that names the timepoint; GEO: None takes the file name's

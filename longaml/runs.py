@@ -46,7 +46,7 @@ def versions() -> dict:  # name -> version, None where it is not installed
     from longaml import __version__
     return {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}", **{n: of(n) for n in SOFTWARE}, UNS: __version__}
 
-# %% ../nbs/07_runs.ipynb #1c46293b
+# %% ../nbs/07_runs.ipynb #5e0ad132
 def _pack_column(
     column,  # Series or Index
     arrays,  # list that collects the arrays
@@ -60,7 +60,7 @@ def _pack_column(
     return {"values": [None if x is pd.NA else pack(x, arrays) for x in v], "dtype": str(column.dtype)}
 
 def _unpack_column(
-    tree,    # what `_pack_column` returned
+    tree,    # what _pack_column returned
     arrays,  # the arrays
 ):
     "Values for a Series or an Index."
@@ -91,9 +91,9 @@ def pack(
     if value is None or isinstance(value, (str, bool, int, float)): return value
     raise TypeError(f"a {type(value).__name__} cannot be stored; return arrays, DataFrames, dicts, lists, text or numbers.")
 
-# %% ../nbs/07_runs.ipynb #cf69a69f
+# %% ../nbs/07_runs.ipynb #e1ae163b
 def unpack(
-    tree,    # what `pack` returned
+    tree,    # what pack returned
     arrays,  # the arrays
 ):  # the value
     "The value that `pack` took apart; tuples come back as lists."
@@ -107,10 +107,10 @@ def unpack(
     frame.columns = pd.Index(labels, name=tree["names"][1])
     return frame
 
-# %% ../nbs/07_runs.ipynb #0fb1b7d7
+# %% ../nbs/07_runs.ipynb #4a34b2fb
 def save_result(
     path,   # the .npz file to write
-    value,  # what `pack` accepts
+    value,  # what pack accepts
 ):
     "Write a step's result to one file, whole or not at all."
     arrays = []
@@ -118,7 +118,7 @@ def save_result(
     with atomic_path(path) as tmp, open(tmp, "wb") as f: np.savez(f, tree=np.frombuffer(tree, "uint8"), **{f"a{i}": a for i, a in enumerate(arrays)})
 
 def load_result(
-    path,  # a file that `save_result` wrote
+    path,  # a file that save_result wrote
 ):  # the value
     "Read a step's result."
     with np.load(path, allow_pickle=False) as z:

@@ -55,12 +55,12 @@ PRESETS = {
 EVALUATION_SEEDS = tuple(range(1000, 1020))  # for reported results; tune on seeds below 1000
 NULL_SEEDS = tuple(range(2000, 2100))        # for calibration
 
-# %% ../nbs/01_simulation.ipynb #24fbbfc1
+# %% ../nbs/01_simulation.ipynb #1911f2a5
 def config_for(
-    preset="realistic",  # a name in `PRESETS`, or a `CohortConfig`
+    preset="realistic",  # a name in `PRESETS`, or a CohortConfig
     *,
     null=False,          # True: nothing is aligned with time (no drivers, no depth shift, no change of composition)
-    **changes,           # fields of `CohortConfig` to change; they win over `null`
+    **changes,           # fields of CohortConfig to change; they win over `null`
 ) -> CohortConfig:
     "The preset's configuration, with changes; unknown fields are refused."
     base = preset if isinstance(preset, CohortConfig) else PRESETS[check_choice(preset, PRESETS, "preset")]
@@ -207,13 +207,13 @@ def _observations(c, lib, labels):  # obs in the contract
 def _as_bulk(counts, labels):  # one row per library
     return [sp.csr_matrix(x.sum(0)) for x in counts], [y.iloc[:1] for y in labels]
 
-# %% ../nbs/01_simulation.ipynb #a680ad90
+# %% ../nbs/01_simulation.ipynb #73466852
 def simulate_cohort(
-    preset="realistic",  # a name in `PRESETS`, or a `CohortConfig`
+    preset="realistic",  # a name in `PRESETS`, or a CohortConfig
     *,
     seed=0,      # every number in the cohort follows from it
     null=False,  # True: a cohort in which timepoints are exchangeable
-    **changes,   # fields of `CohortConfig`, such as n_patients=8; None leaves the preset's value
+    **changes,   # fields of CohortConfig, such as n_patients=8; None leaves the preset's value
 ):  # AnnData: counts in `X` (CSR, float32), contract columns in `obs`, truth in `uns["truth"]`
     "A longitudinal cohort with planted drivers and decoys, and the truth about them."
     import anndata

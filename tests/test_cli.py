@@ -129,3 +129,13 @@ def test_wrong_input_leaves_nothing(args, said, tmp_path, monkeypatch, capsys):
     assert got.out == "" and got.err.startswith("longaml: ") and got.err.count("\n") == 1 and said in got.err
     assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == ["file", "used", "used/kept.h5ad"]
     assert (tmp_path/"used"/"kept.h5ad").read_text() == "mine"
+
+@pytest.mark.parametrize("text,said", [
+    ("no patient column 'x'. Pass patient_key=... .", "no patient column 'x'. Pass --patient-key COLUMN."), ("Name the right column with cell_type_key=...", "Name the right column with --cell-type-key COLUMN"),
+    ("Pass timepoints=['A', 'B'] in order of time.", "Pass --timepoints A,B in order of time."), ("Pass timepoints=['Day 0', 'D+14']", 'Pass --timepoints "Day 0,D+14"'), ("or timepoints=[...].", "or --timepoints A,B,C."),
+    ("the columns are: patient_key, monkey_key", "the columns are: patient_key, monkey_key")])
+def test_messages_speak_of_options(text, said, evaluation, capsys):
+    "A message of the library names keyword arguments; the command's user has options."
+    evaluation.fails = ValueError(text)
+    assert main("run c --out o".split()) == 2
+    assert capsys.readouterr().err == f"longaml: {said}\n"
