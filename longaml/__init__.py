@@ -9,9 +9,9 @@ __all__ = []
 # %% ../nbs/50_init.ipynb #8af79804
 import importlib
 
-# %% ../nbs/50_init.ipynb #4100f379
+# %% ../nbs/50_init.ipynb #56fa221f
 _NAMES = {
-    "core": "check_cohort timepoints_of contrasts contrast_name",
+    "core": "check_cohort timepoints_of contrasts contrast_name contrast_pair",
     "simulation": "simulate_cohort config_for CohortConfig PRESETS EVALUATION_SEEDS NULL_SEEDS write_geo GEO_TRAPS",
     "reading": "read_cohort as_cohort save_cohort fetch_gse235063",
     "preprocessing": "normalize variable_genes pseudobulk bags sequences state_sets Sequences patient_folds thin",

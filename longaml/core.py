@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PATIENT', 'TIMEPOINT', 'SAMPLE', 'CELL_TYPE', 'MALIGNANT', 'LINEAGE', 'COUNTS', 'UNS', 'ALL', 'AML_TIMEPOINTS', 'log',
-           'contrasts', 'contrast_name', 'nearest', 'listing', 'check_choice', 'check_column', 'need', 'derive_seed',
-           'rng_for', 'device_for', 'progress', 'atomic_path', 'module_stamp', 'check_cohort', 'timepoints_of',
-           'input_kind', 'counts_of']
+           'contrasts', 'contrast_name', 'contrast_pair', 'nearest', 'listing', 'check_choice', 'check_column', 'need',
+           'derive_seed', 'rng_for', 'device_for', 'progress', 'atomic_path', 'module_stamp', 'check_cohort',
+           'timepoints_of', 'input_kind', 'counts_of']
 
 # %% ../nbs/00_core.ipynb #637d0ce7
 import contextlib
@@ -47,6 +47,16 @@ def contrast_name(
 ) -> str:
     "How a contrast is written in tables: `REL_vs_DX`."
     return f"{later}_vs_{earlier}"
+
+# %% ../nbs/00_core.ipynb #625b7d36
+def contrast_pair(
+    name,        # such as `REL_vs_DX`
+    timepoints,  # the cohort's timepoints
+) -> tuple:  # (later, earlier)
+    "The timepoints of a contrast's name, whatever the timepoints are called."
+    named = {contrast_name(a, b): (a, b) for a in timepoints for b in timepoints if a != b}
+    if name in named: return named[name]
+    raise ValueError(f"contrast {name!r} is not of this cohort; expected LATER_vs_EARLIER from {', '.join(map(str, timepoints))}, such as {contrast_name(timepoints[-1], timepoints[0])}")
 
 # %% ../nbs/00_core.ipynb #967c5626
 def nearest(

@@ -7,8 +7,10 @@ __all__ = ['FLOORS', 'MODELS', 'RANKERS', 'RANKING_MODELS', 'MIN_PATIENTS', 'cho
            'evaluate_state', 'state_scorer', 'ranking_table', 'rank_state', 'summarise', 'reach', 'run_state',
            'run_cohort', 'run_demo', 'audit_csv']
 
-# %% ../nbs/31_evaluation.ipynb #87448951
+# %% ../nbs/31_evaluation.ipynb #47939120
+import hashlib
 import math
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import pandas as pd
 from scipy import stats
 
 from .baselines import Logistic, Majority, PatientLineage, SelectGenes, held_out_proba, moderated_t, paired_differences, patient_accuracy, patient_auroc
-from .core import (ALL, LINEAGE, PATIENT, SAMPLE, TIMEPOINT, UNS, check_choice, check_cohort, contrast_name, contrasts, derive_seed, input_kind, listing, log, progress, timepoints_of)
+from .core import (ALL, LINEAGE, PATIENT, SAMPLE, TIMEPOINT, UNS, check_choice, check_cohort, contrast_name, contrast_pair, contrasts, derive_seed, input_kind, listing, log, progress, timepoints_of)
 from .inference import (align_scores, as_ranking, audit, design_of, held_out_scorer, input_change, observed_assignment, p_values, paired_scorer, patient_mean, permute_libraries, power, q_values, stability, strata_of)
 from .preprocessing import bags, patient_folds, pseudobulk, sequences, state_sets, variable_genes
 
@@ -108,7 +110,7 @@ def state_scorer(
     else: scorer = held_out_scorer(make_model(name, bagged, n_genes=n_genes, makers=RANKING_MODELS), sets, patient_folds(sets.patients, n_folds=n_folds, seed=seed))
     return scorer, design, d / np.log(2)
 
-# %% ../nbs/31_evaluation.ipynb #aaba5c51
+# %% ../nbs/31_evaluation.ipynb #095990c1
 def ranking_table(
     model,     # its name
     contrast,  # such as "REL_vs_DX"
@@ -125,9 +127,13 @@ def ranking_table(
     out.insert(3, "rank", np.arange(1, len(out) + 1))
     return out
 
+def _slug(name):  # a timepoint's or contrast's name as a file name
+    clean = re.sub(r"[^\w.-]+", "_", name).strip("_.-")
+    return clean if clean == name else f"{clean}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
 def _n_permutations(name, nulls): return max(nulls, 200) if name == "paired_de" else nulls  # a t-test is cheap
 
-# %% ../nbs/31_evaluation.ipynb #850429d8
+# %% ../nbs/31_evaluation.ipynb #f1d7d8ea
 def rank_state(
     bagged,  # AnnData from bags
     bulk,    # AnnData from pseudobulk
@@ -143,25 +149,26 @@ def rank_state(
 ) -> tuple:  # ranking table, stability dictionary, aligned null scores (B, genes)
     "Rank genes by a method's held-out score, with a null of permuted libraries and the stability over half-cohorts."
     scorer, design, change = state_scorer(model, bagged, bulk, contrast, n_genes=n_genes, seed=seed)
-    fit_seed = derive_seed(seed, "fit", name := f"{contrast_name(*contrast)}/{model}") % 2**31
+    fit_seed = derive_seed(seed, "fit", name := f"{_slug(contrast_name(*contrast))}/{model}") % 2**31
     observed = step(f"rank/{name}/observed", lambda: scorer([observed_assignment(design)], seed=fit_seed))[0]
     perms, size = permute_libraries(design, n=_n_permutations(model, nulls), seed=seed), 50 if model == "paired_de" else 2
     null = np.concatenate([step(f"rank/{name}/null-{i:04d}", lambda i=i: scorer([perms.assignment(j) for j in range(i, min(i + size, len(perms)))], seed=fit_seed)) for i in progress(range(0, len(perms), size), f"{name}: permuted libraries")])
-    stable = step(f"rank/{name}/stability", lambda: stability(scorer, design, k=k, n=halves, seed=seed)) if design[PATIENT].nunique() > 2 else {"frequency": np.full(len(observed), np.nan)}
+    stable = step(f"rank/{name}/stability", lambda: stability(scorer, design, k=k, n=halves, seed=seed)) if design[PATIENT].nunique() > 2 else {"frequency": np.full(len(observed), np.nan), "patients": design[PATIENT].nunique()}
     read = (null != 0).any(0) | (observed != 0)  # genes that no fit chose, or that never vary, are not ranked
     if not read.any(): raise ValueError(f"{name}: every score is zero; no gene varies between the bags")
     level, change = np.asarray(bagged.X.mean(0)).ravel()[read], change.loc[:, read]
     observed, null = align_scores(observed[read], null[:, read], strata_of(level, (change**2).mean().to_numpy()))
     return ranking_table(model, contrast_name(*contrast), observed, null, change, level, stable["frequency"][read]), stable, null
 
-# %% ../nbs/31_evaluation.ipynb #fd00f4bb
-def _evaluated(cover): return [tuple(c.split("_vs_")) for c in cover[(cover["lineage"] == ALL) & cover["evaluated"]]["contrast"]]
+# %% ../nbs/31_evaluation.ipynb #1ca293f6
+def _evaluated(cover, times): return [contrast_pair(c, times) for c in cover[(cover["lineage"] == ALL) & cover["evaluated"]]["contrast"]]
 
 def _evaluations(bagged, cover, run, how):  # evaluation table of every contrast, and of all classes where all exist
-    pairs, times = _evaluated(cover), timepoints_of(bagged)
+    times = timepoints_of(bagged)
+    pairs = _evaluated(cover, times)
     tasks = [(earlier, later) for later, earlier in pairs]
     if len(times) > 2 and len(set(state_sets(bagged, tuple(times), genes=list(bagged.var_names[:1])).patients)) >= MIN_PATIENTS: tasks.append(tuple(times))
-    tables = [run.step("evaluate/" + "-".join(t), lambda t=t: evaluate_state(bagged, t, **how)) for t in progress(tasks, "evaluating held-out patients")]
+    tables = [run.step("evaluate/" + _slug("-".join(t)), lambda t=t: evaluate_state(bagged, t, **how)) for t in progress(tasks, "evaluating held-out patients")]
     return pd.concat(tables, ignore_index=True)
 
 def _rankings(bagged, bulk, pairs, rankers, run, how):  # ranking table, stability table, {(model, contrast): null scores}
@@ -178,7 +185,7 @@ def _input_changes(bagged, pair, models, how):  # {model: how much shuffled inpu
     sets = state_sets(bagged, pair[::-1])
     return {m: input_change(make_model(m, bagged, n_genes=how["n_genes"])().fit(sets, seed=how["seed"]).predict_proba, sets) for m in models if m in RANKERS and m in MODELS}
 
-# %% ../nbs/31_evaluation.ipynb #8ed1db0a
+# %% ../nbs/31_evaluation.ipynb #95269a25
 def _figures(adata, evaluation, ranking, nulls, stable, verdicts, changes, run):  # every picture of a run
     from longaml import plotting as pl
     for name, draw in {"cohort": pl.plot_cohort, "composition": pl.plot_composition, "depth": pl.plot_depth}.items(): run.figure(name, draw(adata.obs))
@@ -186,11 +193,11 @@ def _figures(adata, evaluation, ranking, nulls, stable, verdicts, changes, run):
     if ranking is None: return
     run.figure("audit", pl.plot_audit(verdicts))
     for (model, contrast), r in ranking.groupby(["model", "contrast"], sort=False):
-        run.figure(f"volcano-{model}-{contrast}", pl.plot_volcano(ranking, model=model, contrast=contrast))
-        run.figure(f"null-{model}-{contrast}", pl.plot_null(nulls[model, contrast], r["score"].to_numpy()))
-        run.figure(f"top_genes-{model}-{contrast}", pl.plot_top_genes(changes[model, contrast][r["gene"].head(25)].T))
+        run.figure(f"volcano-{model}-{_slug(contrast)}", pl.plot_volcano(ranking, model=model, contrast=contrast))
+        run.figure(f"null-{model}-{_slug(contrast)}", pl.plot_null(nulls[model, contrast], r["score"].to_numpy()))
+        run.figure(f"top_genes-{model}-{_slug(contrast)}", pl.plot_top_genes(changes[model, contrast][r["gene"].head(25)].T))
     for contrast, s in stable.groupby("contrast", sort=False):
-        if "index" in s: run.figure(f"stability-{contrast}", pl.plot_stability(s))
+        if "index" in s: run.figure(f"stability-{_slug(contrast)}", pl.plot_stability(s))
 
 # %% ../nbs/31_evaluation.ipynb #dd8114cb
 def _accuracy_lines(evaluation):  # one line per contrast and model
@@ -249,7 +256,7 @@ def reach(
         rows.append((contrast_name(later, earlier), n, float(perms.possible), float(perms.distinct), 1 / (1 + len(perms)), 1 / (1 + len(perms) * bagged.n_vars), found))
     return pd.DataFrame(rows, columns=["contrast", "patients", "possible", "distinct", "smallest_p_alone", "smallest_p", "power"])
 
-# %% ../nbs/31_evaluation.ipynb #a297159f
+# %% ../nbs/31_evaluation.ipynb #11c7713d
 def _with_flags(verdicts, adata):  # audit table with the reader's warnings as rows of their own
     said = [str(w) for w in adata.uns.get(UNS, {}).get("warnings", [])]
     rows = pd.DataFrame([(ALL, ALL, w.split(":")[0].split(" (")[0], True, np.nan, np.nan, w) for w in said], columns=verdicts.columns)
@@ -257,14 +264,14 @@ def _with_flags(verdicts, adata):  # audit table with the reader's warnings as r
 
 def _patient_changes(bagged, bulk, ranking, how):  # {(model, contrast): log2 fold changes (patients x genes)} of the rankings' methods
     keys = ranking[["model", "contrast"]].drop_duplicates().itertuples(index=False)
-    return {(m, c): state_scorer(m, bagged, bulk, tuple(c.split("_vs_")), n_genes=how["n_genes"], seed=how["seed"])[2] for m, c in keys}
+    return {(m, c): state_scorer(m, bagged, bulk, contrast_pair(c, timepoints_of(bagged)), n_genes=how["n_genes"], seed=how["seed"])[2] for m, c in keys}
 
 def _audited(adata, bagged, evaluation, ranking, stable, models, how):  # audit table of a run, the reader's flags included
     verdicts = [audit(ranking[ranking["contrast"] == c], adata, evaluation=evaluation, stability=stable if "index" in stable else None, seed=how["seed"],
-                      input_changes=_input_changes(bagged, tuple(c.split("_vs_")), models, how)) for c in ranking["contrast"].unique()]
+                      input_changes=_input_changes(bagged, contrast_pair(c, timepoints_of(bagged)), models, how)) for c in ranking["contrast"].unique()]
     return _with_flags(pd.concat(verdicts, ignore_index=True), adata)
 
-# %% ../nbs/31_evaluation.ipynb #df9c0c3c
+# %% ../nbs/31_evaluation.ipynb #380f4a28
 def run_state(
     adata,  # a cohort
     run,    # a Run: where steps, tables and figures go
@@ -279,7 +286,7 @@ def run_state(
     names, how = chosen_models(models), dict(n_genes=n_genes, seed=seed)
     bagged = bags(adata, seed=seed)
     cover, bulk = coverage(bagged), pseudobulk(adata, seed=seed)
-    if not (pairs := _evaluated(cover)): raise ValueError(f"no contrast has {MIN_PATIENTS} patients with bags at both timepoints:\n{cover[cover['lineage'] == ALL].to_string(index=False)}\nMore patients or visits, a coarser lineage_key, or more cells per library are needed.")
+    if not (pairs := _evaluated(cover, timepoints_of(adata))): raise ValueError(f"no contrast has {MIN_PATIENTS} patients with bags at both timepoints:\n{cover[cover['lineage'] == ALL].to_string(index=False)}\nMore patients or visits, a coarser lineage_key, or more cells per library are needed.")
     evaluation = _evaluations(bagged, cover, run, dict(models=names, **how))
     ranking, stable, null = _rankings(bagged, bulk, pairs, [m for m in names if m in RANKERS], run, dict(nulls=nulls, halves=halves, **how))
     tables, limits = {"evaluation": evaluation, "coverage": cover}, run.step("reach", lambda: reach(bagged, pairs, nulls=nulls, seed=seed))

@@ -7,7 +7,7 @@ __all__ = ['VERDICTS', 'design_of', 'Permutations', 'observed_assignment', 'perm
            'paired_scorer', 'held_out_scorer', 'strata_of', 'align_scores', 'p_values', 'q_values', 'nogueira',
            'stability', 'power', 'explanations', 'as_ranking', 'as_scanpy', 'input_change', 'audit']
 
-# %% ../nbs/05_inference.ipynb #2cbfeb84
+# %% ../nbs/05_inference.ipynb #c77f9fa8
 import itertools
 import math
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy import stats
 
-from .core import (ALL, LINEAGE, PATIENT, SAMPLE, TIMEPOINT, UNS, check_column, contrast_name, counts_of, input_kind, listing, progress, rng_for, timepoints_of)
+from .core import (ALL, LINEAGE, PATIENT, SAMPLE, TIMEPOINT, UNS, check_column, contrast_name, contrast_pair, counts_of, input_kind, listing, progress, rng_for, timepoints_of)
 from .preprocessing import is_bulk, log_per_10k, thin
 
-# %% ../nbs/05_inference.ipynb #c46b0e69
+# %% ../nbs/05_inference.ipynb #796c997c
 def design_of(
     data,             # Sequences, or a cohort, bags or pseudobulk AnnData
     timepoints=None,  # keep these; None: all
@@ -40,7 +40,7 @@ def design_of(
 @dataclass
 class Permutations:
     "Distinct reassignments of libraries to timepoints within patients; the true one is not among them."
-    design: pd.DataFrame  # from `design_of`
+    design: pd.DataFrame  # from design_of
     codes: np.ndarray     # (B, libraries) timepoint codes
     possible: int         # all assignments, the true one included
     distinct: int         # those that can give another score: without the true one, nor its mirror image
@@ -55,9 +55,9 @@ def observed_assignment(design):  # the true one: library -> timepoint
     "The assignment that was observed."
     return dict(design[TIMEPOINT].astype(str))
 
-# %% ../nbs/05_inference.ipynb #84bfd605
+# %% ../nbs/05_inference.ipynb #14c11021
 def permute_libraries(
-    design,  # from `design_of`
+    design,  # from design_of
     *,
     n=20,    # permutations wanted; fewer are enumerated if there are no more
     seed=0,  # which ones
@@ -100,15 +100,15 @@ def patient_mean(
     _, code, n = np.unique(patients, return_inverse=True, return_counts=True)
     return sp.csr_matrix((1 / n[code], (code, np.arange(len(code))))) @ np.asarray(values, dtype=np.float64)
 
-# %% ../nbs/05_inference.ipynb #eaf5a164
+# %% ../nbs/05_inference.ipynb #5aeeb2c1
 def _signs(table, assignments, contrast, design):  # (B, patients): +1, -1, or 0 where the patient is left out
     later = design[design[TIMEPOINT] == contrast[0]].reset_index().set_index(PATIENT)[SAMPLE].reindex(table.index)
     return np.array([[0.0 if s not in a else (1.0 if a[s] == contrast[0] else -1.0) for s in later] for a in assignments])
 
 def paired_scorer(
-    differences,  # DataFrame (patients x genes) from `paired_differences`
+    differences,  # DataFrame (patients x genes) from paired_differences
     contrast,     # (later, earlier)
-    design,       # from `design_of`
+    design,       # from design_of
     *,
     statistic=studentise,  # (patients, genes) -> (genes,); its absolute value is the score
 ):  # scorer: assignments -> (B, genes)
@@ -136,7 +136,7 @@ def held_out_scorer(
         return studentise(patient_mean(out[ok], s.patients[ok])) if ok.any() else np.zeros(len(s.genes))
     return lambda assignments, *, seed=0: np.stack([one(a, seed) for a in assignments])
 
-# %% ../nbs/05_inference.ipynb #5659eae9
+# %% ../nbs/05_inference.ipynb #775e7bf4
 def strata_of(
     abundance,  # (genes,) mean expression
     spread,     # (genes,) mean squared change; it must not depend on the assignment
@@ -151,7 +151,7 @@ def strata_of(
 def align_scores(
     scores,  # (genes,) observed
     null,    # (B, genes) under permutations
-    strata,  # (genes,) from `strata_of`
+    strata,  # (genes,) from strata_of
 ) -> tuple:  # scores (genes,), null (B, genes): null median 0 and null 95% point 1 in every stratum
     "Bring every stratum to the same null location and scale, so that genes can be pooled."
     scores, null = np.array(scores, dtype=float), np.array(null, dtype=float)
@@ -198,16 +198,16 @@ def nogueira(
     half = stats.norm.ppf(0.5 + level / 2) * np.sqrt(4 / m**2 * ((phi - phi.mean()) ** 2).sum())
     return float(index), float(index - half), float(index + half)
 
-# %% ../nbs/05_inference.ipynb #a8f361af
+# %% ../nbs/05_inference.ipynb #f0f1937a
 def stability(
     scorer,  # assignments -> (B, genes)
-    design,  # from `design_of`
+    design,  # from design_of
     *,
     k=50,    # size of the top list
     n=20,    # half-cohorts
     seed=0,  # which halves, and the scorer's seed in each
     permuted=True,  # also under permuted labels
-) -> dict:  # frequency (genes,), index, low, high, null_index, null_low, null_high, k, n
+) -> dict:  # frequency (genes,), index, low, high, null_index, null_low, null_high, patients, k, n
     "Top-k selection frequency and Nogueira's index over random halves of the patients, beside the same under permuted libraries."
     patients = design[PATIENT].unique()
     size = math.ceil(len(patients) / 2)
@@ -221,7 +221,7 @@ def stability(
     blank = (np.nan,) * 3
     out = dict(zip(("index", "low", "high"), blank if top["observed"] is None else nogueira(top["observed"])))
     out |= dict(zip(("null_index", "null_low", "null_high"), blank if top.get("null") is None else nogueira(top["null"])))
-    return out | {"frequency": np.full(scores.shape[1], np.nan) if top["observed"] is None else top["observed"].mean(0), "k": k, "n": n}
+    return out | {"frequency": np.full(scores.shape[1], np.nan) if top["observed"] is None else top["observed"].mean(0), "patients": len(patients), "k": k, "n": n}
 
 # %% ../nbs/05_inference.ipynb #fda73aa9
 def power(
@@ -363,7 +363,7 @@ def input_change(
     after = np.asarray(predict(replace(sets, x=sets.x[rng.permutation(len(sets))][:, :, rng.permutation(sets.x.shape[2])])))
     return float(np.abs(after - before).mean() / max(before.std(), 1e-12)) if before.std() > 1e-9 else float(np.abs(after - before).mean())
 
-# %% ../nbs/05_inference.ipynb #b5ef6232
+# %% ../nbs/05_inference.ipynb #64beb769
 def _assess(r, n_patients, why, accuracy, stable, changed, k):  # verdict -> (holds or None, value, threshold, words)
     out, flat = {}, np.ptp(r["score"]) < 1e-12
     if accuracy is not None and len(accuracy):
@@ -382,29 +382,24 @@ def _assess(r, n_patients, why, accuracy, stable, changed, k):  # verdict -> (ho
         out["explained by composition"] = (worst >= 0.5, worst, 0.5, f"composition alone would make {e['composition']:.0%} of the top genes' change, ambient RNA {e['ambient']:.0%}")
     if stable is not None and not np.isnan(stable["index"]):
         out["unstable"] = (stable["low"] <= stable["null_high"], stable["index"], stable["null_high"], f"Nogueira's index {stable['index']:.2f} [{stable['low']:.2f}, {stable['high']:.2f}]; permuted labels reach {stable['null_high']:.2f}")
-    out["underpowered"] = (n_patients < 6, n_patients, 6, f"{n_patients} patients have both visits: {2 ** n_patients} assignments of their libraries")
+    out["underpowered"] = (n_patients < 6, n_patients, 6, f"{n_patients} patients with both visits: {2 ** n_patients:,} assignments of their libraries")
     if "q_value" in r and r["q_value"].notna().any(): out["no gene passes"] = (r["q_value"].min() >= 0.1, float(r["q_value"].min()), 0.1, f"{int((r['q_value'] < 0.1).sum())} genes at q < 0.1")
     return out
 
-# %% ../nbs/05_inference.ipynb #04882d81
-def _pair_of(contrast, times):  # "REL_vs_DX" -> (REL, DX), checked
-    pair = tuple(str(contrast).split("_vs_"))
-    if len(pair) == 2 and set(pair) <= set(times): return pair
-    raise ValueError(f"contrast {contrast!r} is not of this cohort; expected LATER_vs_EARLIER from {listing(times)}, such as {contrast_name(times[-1], times[0])}")
-
+# %% ../nbs/05_inference.ipynb #64c3708c
 def _part(table, model, contrast, metric=None):  # rows of one model and contrast, or None
     if table is None: return None
     table = table[(table["model"] == model) & (table["contrast"] == contrast)]
     table = table if metric is None else table[table["metric"] == metric]
     return table if len(table) else None
 
-# %% ../nbs/05_inference.ipynb #7a2a3742
+# %% ../nbs/05_inference.ipynb #d93a4b28
 def audit(
-    ranking,  # a ranking (see `as_ranking`), one or more models and contrasts
+    ranking,  # a ranking (see as_ranking), one or more models and contrasts
     cohort,   # the cohort it was made from; its counts show what nuisances alone would do
     *,
     evaluation=None,     # evaluation table of held-out patients: for *at chance*
-    stability=None,      # table with model, contrast and the keys of `stability`: for *unstable*
+    stability=None,      # table with model, contrast and the keys of stability: for *unstable*
     input_changes=None,  # {model: `input_change(...)`}: for *input-independent*
     k=50,                # top genes whose change is explained
     seed=0,              # of the thinning
@@ -414,11 +409,12 @@ def audit(
     ranking = as_ranking(ranking, contrast=contrast_name(times[-1], times[0]))
     if (n := ranking["gene"].isin(cohort.var_names).mean()) < 0.5: raise ValueError(f"{n:.0%} of the ranking's genes are in the cohort (first of the ranking: {listing(ranking['gene'], 3)}; of the cohort: {listing(cohort.var_names, 3)}). Use the same gene names in both.")
     for contrast in ranking["contrast"].unique():
-        later, earlier = _pair_of(contrast, times)
+        later, earlier = contrast_pair(contrast, times)
         n_patients = int((design_of(cohort, [earlier, later])[PATIENT].value_counts() == 2).sum())
         why = explanations(cohort, (later, earlier), seed=seed) if input_kind(cohort) == "counts" and n_patients else None
         for model, r in ranking[ranking["contrast"] == contrast].groupby("model", sort=False):
             stable = _part(stability, model, contrast)
-            found = _assess(r, n_patients, why, _part(evaluation, model, contrast, "balanced_accuracy"), None if stable is None else stable.iloc[0], (input_changes or {}).get(model), k)
+            used = int(stable["patients"].iloc[0]) if stable is not None and "patients" in stable else n_patients
+            found = _assess(r, used, why, _part(evaluation, model, contrast, "balanced_accuracy"), None if stable is None else stable.iloc[0], (input_changes or {}).get(model), k)
             rows += [(model, contrast, v, *found.get(v, (None, np.nan, np.nan, "not assessed"))) for v in VERDICTS]
     return pd.DataFrame(rows, columns=["model", "contrast", "verdict", "holds", "value", "threshold", "text"])

@@ -76,7 +76,7 @@ def test_run_hands_over_what_was_given(evaluation, capsys):
 def test_defaults_leave_choices_to_the_library(evaluation):
     assert main("run c.tar --out o".split()) == main("demo".split()) == main("audit r.csv --cohort c --out o --timepoints A,B".split()) == 0
     assert evaluation.calls == [("run_cohort", ["c.tar", "o"], dict(read={}, task="state", models=None, nulls=None, seed=0, device="auto", resume=False)),
-                                ("run_demo", ["longaml-demo"], dict(seed=0)), ("audit_csv", ["r.csv", "c", "o"], dict(read=dict(timepoints=["A", "B"])))]
+                                ("run_demo", ["longaml-demo"], dict(seed=0, resume=False)), ("audit_csv", ["r.csv", "c", "o"], dict(read=dict(timepoints=["A", "B"])))]
 
 @pytest.mark.parametrize("error,code,said", [
     (ValueError("the header says 3 genes\nand 4 are listed."), 2, "the header says 3 genes and 4 are listed"), (KeyError("no patient column 'x'"), 2, "longaml: no patient column 'x'"),

@@ -323,7 +323,7 @@ def test_glioblastoma(shared_data, tmp_path, capsys):
     assert time.monotonic() - start < 60
     said, e, r, a = capsys.readouterr().out, *(table(tmp_path/"out", n) for n in ("evaluation.csv", "ranking.csv", "audit.csv"))
     assert "balanced accuracy over 5 held-out patients (chance 0.50)" in said
-    assert said.count("verdict: underpowered (5 patients have both visits: 32 assignments of their libraries)") == 2
+    assert said.count("verdict: underpowered (5 patients with both visits: 32 assignments of their libraries)") == 2
     assert e.groupby(["model", "metric"])["patient"].nunique().eq(5).all()
     power = a[a["verdict"] == "underpowered"]
     assert len(power) == 2 and power["holds"].map(str).eq("True").all()
