@@ -136,17 +136,17 @@ def held_out_scorer(
         return studentise(patient_mean(out[ok], s.patients[ok])) if ok.any() else np.zeros(len(s.genes))
     return lambda assignments, *, seed=0: np.stack([one(a, seed) for a in assignments])
 
-# %% ../nbs/05_inference.ipynb #775e7bf4
+# %% ../nbs/05_inference.ipynb #43cb4bac
 def strata_of(
     abundance,  # (genes,) mean expression
     spread,     # (genes,) mean squared change; it must not depend on the assignment
     *,
-    n=10,       # strata: n/2 by abundance, each halved by spread
+    n=10,       # strata: two halves by abundance, each cut into n/2 by spread
 ) -> np.ndarray:  # (genes,) stratum
     "Abundance-by-variance strata of about equal size."
-    level = pd.qcut(pd.Series(abundance).rank(method="first"), n // 2, labels=False).to_numpy()
-    half = pd.Series(spread).groupby(level).rank(method="first", pct=True).to_numpy() > 0.5
-    return level * 2 + half
+    half = (pd.Series(abundance).rank(method="first", pct=True) > 0.5).astype(int)
+    place = pd.Series(np.asarray(spread)).groupby(half).rank(method="first", pct=True)
+    return (half * (n // 2) + np.ceil(place * (n // 2)).astype(int) - 1).to_numpy()
 
 def align_scores(
     scores,  # (genes,) observed
