@@ -123,7 +123,7 @@ def rng_for(
     "A NumPy generator for one piece of work."
     return np.random.default_rng(derive_seed(seed, *parts))
 
-# %% ../nbs/00_core.ipynb #905be2cd
+# %% ../nbs/00_core.ipynb #3ddff373
 def device_for(
     name="auto",  # "auto", "cpu", "cuda", "cuda:1", "mps"
 ) -> str:
@@ -140,10 +140,10 @@ def progress(
     desc=None,   # label of the bar
     total=None,  # how many, where `items` has no length
 ):  # an iterable over the same items
-    "`items` behind a progress bar, silent in tests and where `LONGAML_PROGRESS=0`."
+    "`items` behind a progress bar, silent in tests, in pipes, and where `LONGAML_PROGRESS=0`."
     from tqdm.auto import tqdm
     quiet = os.environ.get("LONGAML_PROGRESS") == "0" or "PYTEST_CURRENT_TEST" in os.environ or bool(os.environ.get("IN_TEST"))
-    return tqdm(items, desc=desc, total=total, disable=quiet, leave=False)
+    return tqdm(items, desc=desc, total=total, disable=True if quiet else None, leave=False)  # None: silent where nobody watches (a pipe, a log file)
 
 # %% ../nbs/00_core.ipynb #6cb21159
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ def chosen_models(
     names = list(dict.fromkeys([*MODELS, *RANKERS])) if names is None else [check_choice(n, dict.fromkeys([*MODELS, *RANKERS]), "model") for n in names]
     return list(dict.fromkeys([*FLOORS, *names]))
 
-# %% ../nbs/31_evaluation.ipynb #edfea48e
+# %% ../nbs/31_evaluation.ipynb #21e47e2b
 MIN_PATIENTS = 3  # a contrast with fewer patients is listed and not evaluated
 
 def coverage(
@@ -48,7 +48,7 @@ def coverage(
         s = state_sets(bagged, (earlier, later), genes=list(bagged.var_names[:1]))
         used, name = len(set(s.patients)) >= MIN_PATIENTS, contrast_name(later, earlier)
         rows.append((name, ALL, len(set(s.patients)), len(s), used))
-        rows += [(name, k, len(set(s.patients[s.lineages == k])), int((s.lineages == k).sum()), used) for k in bagged.obs[LINEAGE].cat.categories if k != ALL]
+        rows += [(name, k, len(set(s.patients[s.lineages == k])), int((s.lineages == k).sum()), used and k in s.lineages) for k in bagged.obs[LINEAGE].cat.categories if k != ALL]
     return pd.DataFrame(rows, columns=["contrast", "lineage", "patients", "sets", "evaluated"])
 
 # %% ../nbs/31_evaluation.ipynb #96668d16
@@ -185,16 +185,18 @@ def _input_changes(bagged, pair, models, how):  # {model: how much shuffled inpu
     sets = state_sets(bagged, pair[::-1])
     return {m: input_change(make_model(m, bagged, n_genes=how["n_genes"])().fit(sets, seed=how["seed"]).predict_proba, sets) for m in models if m in RANKERS and m in MODELS}
 
-# %% ../nbs/31_evaluation.ipynb #95269a25
+# %% ../nbs/31_evaluation.ipynb #b63b7a98
 def _figures(adata, evaluation, ranking, nulls, stable, verdicts, changes, run):  # every picture of a run
     from longaml import plotting as pl
-    for name, draw in {"cohort": pl.plot_cohort, "composition": pl.plot_composition, "depth": pl.plot_depth}.items(): run.figure(name, draw(adata.obs))
+    draws = {"cohort": pl.plot_cohort, "composition": pl.plot_composition, "depth": pl.plot_depth}
+    if adata.obs[LINEAGE].nunique() == 1: del draws["composition"]
+    for name, draw in draws.items(): run.figure(name, draw(adata.obs))
     run.figure("accuracy", pl.plot_accuracy(evaluation))
     if ranking is None: return
     run.figure("audit", pl.plot_audit(verdicts))
     for (model, contrast), r in ranking.groupby(["model", "contrast"], sort=False):
-        run.figure(f"volcano-{model}-{_slug(contrast)}", pl.plot_volcano(ranking, model=model, contrast=contrast))
-        run.figure(f"null-{model}-{_slug(contrast)}", pl.plot_null(nulls[model, contrast], r["score"].to_numpy()))
+        run.figure(f"volcano-{model}-{_slug(contrast)}", pl.plot_volcano(ranking, model=model, contrast=contrast, x="log2_fold_change"))
+        run.figure(f"null-{model}-{_slug(contrast)}", pl.plot_null(nulls[model, contrast], r["score"].to_numpy(), title=f"{model}, {contrast.replace('_vs_', ' against ')}: scores and their null"))
         run.figure(f"top_genes-{model}-{_slug(contrast)}", pl.plot_top_genes(changes[model, contrast][r["gene"].head(25)].T))
     for contrast, s in stable.groupby("contrast", sort=False):
         if "index" in s: run.figure(f"stability-{_slug(contrast)}", pl.plot_stability(s))
@@ -256,9 +258,9 @@ def reach(
         rows.append((contrast_name(later, earlier), n, float(perms.possible), float(perms.distinct), 1 / (1 + len(perms)), 1 / (1 + len(perms) * bagged.n_vars), found))
     return pd.DataFrame(rows, columns=["contrast", "patients", "possible", "distinct", "smallest_p_alone", "smallest_p", "power"])
 
-# %% ../nbs/31_evaluation.ipynb #11c7713d
+# %% ../nbs/31_evaluation.ipynb #61ed9571
 def _with_flags(verdicts, adata):  # audit table with the reader's warnings as rows of their own
-    said = [str(w) for w in adata.uns.get(UNS, {}).get("warnings", [])]
+    said = [str(w) for w in adata.uns.get(UNS, {}).get("warnings", []) if not str(w).startswith("dropped")]
     rows = pd.DataFrame([(ALL, ALL, w.split(":")[0].split(" (")[0], True, np.nan, np.nan, w) for w in said], columns=verdicts.columns)
     return pd.concat([verdicts, rows.astype(verdicts.dtypes)], ignore_index=True) if said else verdicts
 
@@ -271,7 +273,7 @@ def _audited(adata, bagged, evaluation, ranking, stable, models, how):  # audit 
                       input_changes=_input_changes(bagged, contrast_pair(c, timepoints_of(bagged)), models, how)) for c in ranking["contrast"].unique()]
     return _with_flags(pd.concat(verdicts, ignore_index=True), adata)
 
-# %% ../nbs/31_evaluation.ipynb #380f4a28
+# %% ../nbs/31_evaluation.ipynb #e1b8c7c3
 def run_state(
     adata,  # a cohort
     run,    # a Run: where steps, tables and figures go
@@ -286,7 +288,7 @@ def run_state(
     names, how = chosen_models(models), dict(n_genes=n_genes, seed=seed)
     bagged = bags(adata, seed=seed)
     cover, bulk = coverage(bagged), pseudobulk(adata, seed=seed)
-    if not (pairs := _evaluated(cover, timepoints_of(adata))): raise ValueError(f"no contrast has {MIN_PATIENTS} patients with bags at both timepoints:\n{cover[cover['lineage'] == ALL].to_string(index=False)}\nMore patients or visits, a coarser lineage_key, or more cells per library are needed.")
+    if not (pairs := _evaluated(cover, timepoints_of(adata))): raise ValueError(f"no contrast has {MIN_PATIENTS} patients with bags at both timepoints: {listing(f'{c.contrast} has {c.patients}' for c in cover[cover['lineage'] == ALL].itertuples())}. More patients or visits, a coarser lineage_key=..., or more cells per library are needed.")
     evaluation = _evaluations(bagged, cover, run, dict(models=names, **how))
     ranking, stable, null = _rankings(bagged, bulk, pairs, [m for m in names if m in RANKERS], run, dict(nulls=nulls, halves=halves, **how))
     tables, limits = {"evaluation": evaluation, "coverage": cover}, run.step("reach", lambda: reach(bagged, pairs, nulls=nulls, seed=seed))

@@ -136,7 +136,7 @@ def held_out_scorer(
         return studentise(patient_mean(out[ok], s.patients[ok])) if ok.any() else np.zeros(len(s.genes))
     return lambda assignments, *, seed=0: np.stack([one(a, seed) for a in assignments])
 
-# %% ../nbs/05_inference.ipynb #43cb4bac
+# %% ../nbs/05_inference.ipynb #c50fdfe2
 def strata_of(
     abundance,  # (genes,) mean expression
     spread,     # (genes,) mean squared change; it must not depend on the assignment
@@ -155,10 +155,11 @@ def align_scores(
 ) -> tuple:  # scores (genes,), null (B, genes): null median 0 and null 95% point 1 in every stratum
     "Bring every stratum to the same null location and scale, so that genes can be pooled."
     scores, null = np.array(scores, dtype=float), np.array(null, dtype=float)
+    least = max(0.1 * float(np.diff(np.quantile(null, [0.5, 0.95]))[0]), 1e-12)  # a stratum with hardly any spread (scores of zero) is not blown up
     for k in np.unique(strata):
         g = strata == k
         low, high = np.quantile(null[:, g], [0.5, 0.95])
-        for v in (scores[None], null): v[:, g] = (v[:, g] - low) / max(high - low, 1e-12)
+        for v in (scores[None], null): v[:, g] = (v[:, g] - low) / max(high - low, least)
     return scores, null
 
 # %% ../nbs/05_inference.ipynb #cdb9f0ad

@@ -155,7 +155,7 @@ def _one_lineage(adata):  # the same cells as one lineage, `all`
     layers = {COUNTS: adata.layers[COUNTS]} if COUNTS in adata.layers else {}
     return anndata.AnnData(adata.X, obs=adata.obs.assign(**{LINEAGE: pd.Categorical([ALL] * adata.n_obs)}), var=adata.var[[]], layers=layers, uns={UNS: dict(adata.uns.get(UNS, {}))})
 
-# %% ../nbs/02_preprocessing.ipynb #46749235
+# %% ../nbs/02_preprocessing.ipynb #b45f031c
 def bags(
     adata,  # a cohort
     *,
@@ -173,7 +173,7 @@ def bags(
     whole = (np.bincount(groups) // size)[groups]
     bag = place // size
     kept = bag < (whole if max_bags is None else np.minimum(whole, max_bags))
-    if not kept.any(): raise ValueError(f"no library has {size} cells of one lineage (the largest has {np.bincount(groups).max()}); use a smaller bag_size")
+    if not kept.any(): raise ValueError(f"no library has {size} cells of one lineage (the largest has {np.bincount(groups).max()}); use a smaller bag_size or a coarser lineage_key")
     _, code = np.unique(groups[kept] * (bag.max() + 1) + bag[kept], return_inverse=True)
     full = np.full(adata.n_obs, -1)
     full[kept] = code
@@ -248,7 +248,7 @@ def sequences(
     return Sequences(x=x, mask=mask, y=np.where(mask, np.arange(len(times)), -1), patients=wide.index.get_level_values(0).astype(str).to_numpy(), lineages=wide.index.get_level_values(1).astype(str).to_numpy(),
                      samples=np.where(mask, obs[SAMPLE].astype(str).to_numpy()[rows] if len(obs) else "", ""), timepoints=times, genes=list(bagged.var_names[where]), technical=technical, notes={"input_kind": input_kind(bagged)})
 
-# %% ../nbs/02_preprocessing.ipynb #5a35c291
+# %% ../nbs/02_preprocessing.ipynb #1b641498
 def state_sets(
     bagged,  # AnnData from bags or pseudobulk
     timepoints,  # the timepoints to tell apart, such as ("DX", "REL"), earliest first
@@ -257,7 +257,7 @@ def state_sets(
 ) -> Sequences:  # rows are sets; `x` and `technical` are centred on the set's mean
     "Sets of one bag per timepoint from one patient and lineage, each bag centred on its set's mean."
     s = sequences(bagged, timepoints=timepoints, complete=True, genes=genes)
-    if not len(s): log.warning("no patient and lineage has bags at each of %s", listing(timepoints))
+    if not len(s): log.info("no patient and lineage has bags at each of %s", listing(timepoints))
     return replace(s, x=s.x - s.x.mean(1, keepdims=True), technical=s.technical - s.technical.mean(1, keepdims=True), notes={**s.notes, "task": "state"})
 
 # %% ../nbs/02_preprocessing.ipynb #ed7e571f

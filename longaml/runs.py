@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOFTWARE', 'checksum', 'versions', 'pack', 'unpack', 'save_result', 'load_result', 'check_writable', 'check_out',
-           'Run', 'file_name']
+           'Run']
 
 # %% ../nbs/07_runs.ipynb #aa9f9d72
 import hashlib
@@ -230,14 +230,6 @@ class Run:
         self.timings[name] = round(time.perf_counter() - start, 3)
         _write_json(self.out/"timings.json", self.timings)
         return load_result(path)
-
-# %% ../nbs/07_runs.ipynb #2fe64a9f
-def file_name(
-    text,  # any text
-) -> str:
-    "Text as a part of a file name: `_` for a space, `_<code>_` for what else is neither letter, digit, `.`, `_` nor `-`."
-    def code(m): return "_" if m[0] == " " else f"_{ord(m[0]):x}_"
-    return re.sub(r"[^\w.-]|^[.-]", code, str(text))
 
 # %% ../nbs/07_runs.ipynb #9dcfcb3b
 def _write_json(

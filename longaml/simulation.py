@@ -228,14 +228,14 @@ def simulate_cohort(
     adata.uns[UNS] = {"version": _version(), "input_kind": "counts", "source": "simulation", "seed": int(seed), "parameters": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(c).items()}}
     return adata
 
-# %% ../nbs/01_simulation.ipynb #51dcdbbc
+# %% ../nbs/01_simulation.ipynb #9a3fb434
 import gzip
 import io
 import re
 import tarfile
 from pathlib import Path
 
-from .core import atomic_path, counts_of, listing
+from .core import atomic_path, counts_of, listing, log
 
 # %% ../nbs/01_simulation.ipynb #247e9f69
 GEO_TRAPS = {
@@ -251,13 +251,14 @@ GEO_TRAPS = {
 }
 pd.Series(GEO_TRAPS, name="what the files do")
 
-# %% ../nbs/01_simulation.ipynb #c25699a5
+# %% ../nbs/01_simulation.ipynb #7a36903f
 def _geo_names(adata):  # {patient: AMLn}, {timepoint: DX, REM or REL}
     patients, times = adata.obs[PATIENT].cat.categories, list(adata.obs[TIMEPOINT].cat.categories)
     if len(times) > 3: raise ValueError(f"the GEO layout has three states and this cohort has {len(times)}: {listing(times)}. Write it with la.save_cohort instead.")
     if not all(re.fullmatch(r"AML\d+", str(p)) for p in patients): patients = {p: f"AML{i}" for i, p in enumerate(patients, 1)}
     else: patients = {p: p for p in patients}
     states = times if set(times) <= set(AML_TIMEPOINTS) else [AML_TIMEPOINTS[i] for i in ([0], [0, 2], [0, 1, 2])[len(times) - 1]]
+    if times != states: log.warning("GEO's layout knows the states DX, REM, REL: %s are written as %s", listing(times), listing(states))
     return patients, dict(zip(times, states))
 
 def _geo_symbols(names, traps, seed):  # symbols as the files have them; rows that keep their place in every library
