@@ -6,13 +6,13 @@
 __all__ = ['Majority', 'PatientLineage', 'Logistic', 'SelectGenes', 'paired_differences', 'moderated_t',
            'differential_expression', 'deseq2', 'held_out_proba', 'patient_accuracy', 'patient_auroc']
 
-# %% ../nbs/04_baselines.ipynb #ca18025b
+# %% ../nbs/04_baselines.ipynb #e8baff15
 import numpy as np
 import pandas as pd
 from scipy import special, stats
 
-from .core import (ALL, COUNTS, LINEAGE, PATIENT, TIMEPOINT, check_choice, check_column, contrast_name, listing, need, progress, timepoints_of)
-from .preprocessing import Sequences, patient_folds
+from .core import (ALL, COUNTS, LINEAGE, PATIENT, TIMEPOINT, check_choice, contrast_name, listing, need, progress, timepoints_of)
+from .preprocessing import patient_folds
 
 # %% ../nbs/04_baselines.ipynb #61205d5f
 class Majority:

@@ -8,7 +8,7 @@ __all__ = ['PATIENT', 'TIMEPOINT', 'SAMPLE', 'CELL_TYPE', 'MALIGNANT', 'LINEAGE'
            'derive_seed', 'rng_for', 'device_for', 'progress', 'atomic_path', 'module_stamp', 'check_cohort',
            'timepoints_of', 'input_kind', 'counts_of']
 
-# %% ../nbs/00_core.ipynb #637d0ce7
+# %% ../nbs/00_core.ipynb #0a39f751
 import contextlib
 import difflib
 import hashlib
@@ -21,7 +21,6 @@ import tokenize
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 # %% ../nbs/00_core.ipynb #cf471fb7
 PATIENT, TIMEPOINT, SAMPLE = "patient", "timepoint", "sample"

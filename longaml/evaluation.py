@@ -7,7 +7,7 @@ __all__ = ['FLOORS', 'MODELS', 'RANKERS', 'RANKING_MODELS', 'MIN_PATIENTS', 'cho
            'evaluate_state', 'state_scorer', 'ranking_table', 'rank_state', 'summarise', 'reach', 'run_state',
            'run_cohort', 'run_demo', 'audit_csv']
 
-# %% ../nbs/31_evaluation.ipynb #47939120
+# %% ../nbs/31_evaluation.ipynb #dda57d06
 import hashlib
 import math
 import re
@@ -19,9 +19,9 @@ import pandas as pd
 from scipy import stats
 
 from .baselines import Logistic, Majority, PatientLineage, SelectGenes, held_out_proba, moderated_t, paired_differences, patient_accuracy, patient_auroc
-from .core import (ALL, LINEAGE, PATIENT, SAMPLE, TIMEPOINT, UNS, check_choice, check_cohort, contrast_name, contrast_pair, contrasts, derive_seed, input_kind, listing, log, progress, timepoints_of)
+from .core import (ALL, LINEAGE, PATIENT, UNS, check_choice, contrast_name, contrast_pair, contrasts, derive_seed, listing, progress, timepoints_of)
 from .inference import (align_scores, as_ranking, audit, design_of, held_out_scorer, input_change, observed_assignment, p_values, paired_scorer, patient_mean, permute_libraries, power, q_values, stability, strata_of)
-from .preprocessing import bags, patient_folds, pseudobulk, sequences, state_sets, variable_genes
+from .preprocessing import bags, patient_folds, pseudobulk, state_sets, variable_genes
 
 # %% ../nbs/31_evaluation.ipynb #0a830e26
 FLOORS = ("majority", "patient_lineage", "technical")
@@ -221,7 +221,7 @@ def _against_baseline(evaluation):  # per contrast: each trained model against t
             verb = "beats" if d.mean() - half > 0 else "loses to" if d.mean() + half < 0 else "is not told apart from"
             yield f"{contrast}: {model} {verb} its best baseline, {best} (difference {d.mean():+.2f}, 95% interval {d.mean() - half:+.2f} to {d.mean() + half:+.2f} over {len(d)} patients)"
 
-# %% ../nbs/31_evaluation.ipynb #b91aef15
+# %% ../nbs/31_evaluation.ipynb #1d6392e7
 def summarise(
     cover,       # coverage table
     evaluation,  # evaluation table
@@ -233,7 +233,7 @@ def summarise(
     "A run in a few lines: accuracy against chance and baselines, genes at q < 0.1, verdicts in plain words."
     lines = [*_accuracy_lines(evaluation), *_against_baseline(evaluation)]
     for c in cover[(cover["lineage"] == ALL) & ~cover["evaluated"]].itertuples(): lines.append(f"{c.contrast}: {c.patients} patients with bags at both timepoints; not evaluated (at least {MIN_PATIENTS} are needed)")
-    for x in () if limits is None else limits.itertuples(): lines.append(f"{x.contrast}: {x.patients} patients give {x.possible:,.0f} assignments of libraries, {x.distinct:,.0f} of them informative; smallest attainable p {x.smallest_p:.1g} with genes pooled ({x.smallest_p_alone:.1g} for one gene alone); power {x.power:.0%} for a change of one standard deviation between patients")
+    for x in () if limits is None else limits.itertuples(): lines.append(f"{x.contrast}: {x.patients} patients give {x.possible:,.0f} assignments of libraries, {x.distinct:,.0f} of them informative; smallest attainable p {x.smallest_p:.1g} with genes pooled ({x.smallest_p_alone:.1g} for one gene alone); power of the paired score {x.power:.0%} for a change of one standard deviation between patients")
     if ranking is not None:
         for (contrast, model), r in ranking.groupby(["contrast", "model"], sort=False):
             v = verdicts[(verdicts["model"] == model) & (verdicts["contrast"] == contrast) & (verdicts["holds"] == True)]

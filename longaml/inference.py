@@ -7,18 +7,18 @@ __all__ = ['VERDICTS', 'design_of', 'Permutations', 'observed_assignment', 'perm
            'paired_scorer', 'held_out_scorer', 'strata_of', 'align_scores', 'p_values', 'q_values', 'nogueira',
            'stability', 'power', 'explanations', 'as_ranking', 'as_scanpy', 'input_change', 'audit']
 
-# %% ../nbs/05_inference.ipynb #c77f9fa8
+# %% ../nbs/05_inference.ipynb #f6712427
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from scipy import stats
 
-from .core import (ALL, LINEAGE, PATIENT, SAMPLE, TIMEPOINT, UNS, check_column, contrast_name, contrast_pair, counts_of, input_kind, listing, progress, rng_for, timepoints_of)
-from .preprocessing import is_bulk, log_per_10k, thin
+from .core import (LINEAGE, PATIENT, SAMPLE, TIMEPOINT, check_column, contrast_name, contrast_pair, counts_of, input_kind, listing, progress, rng_for, timepoints_of)
+from .preprocessing import log_per_10k, thin
 
 # %% ../nbs/05_inference.ipynb #796c997c
 def design_of(
@@ -55,7 +55,7 @@ def observed_assignment(design):  # the true one: library -> timepoint
     "The assignment that was observed."
     return dict(design[TIMEPOINT].astype(str))
 
-# %% ../nbs/05_inference.ipynb #14c11021
+# %% ../nbs/05_inference.ipynb #1aaa660e
 def permute_libraries(
     design,  # from design_of
     *,
@@ -69,7 +69,7 @@ def permute_libraries(
     movable, mirror = [r for r in rows if len(r) > 1], design[TIMEPOINT].nunique() == 2
     distinct = max((possible // 2 if mirror else possible) - 1, 0)
     if not movable: raise ValueError(f"no patient has two libraries to exchange ({len(rows)} patients, {len(design)} libraries); a null needs repeated visits")
-    moves = np.isin(np.arange(len(base)), np.concatenate(movable or [[]]))
+    moves = np.isin(np.arange(len(base)), np.concatenate(movable))
     def key(codes): return min(tuple(codes), tuple(np.where(moves, 1 - codes, codes))) if mirror else tuple(codes)
     seen, out, rng = {key(base)}, [], rng_for(seed, "permutations")
     every = itertools.product(*(itertools.permutations(range(len(r))) for r in movable)) if distinct <= n else (tuple(rng.permutation(len(r)) for r in movable) for _ in itertools.count())
@@ -119,7 +119,7 @@ def paired_scorer(
         return np.stack([np.abs(statistic((s[:, None] * values)[s != 0])) for s in signs])
     return score
 
-# %% ../nbs/05_inference.ipynb #9c9da2a4
+# %% ../nbs/05_inference.ipynb #ee124d6b
 def held_out_scorer(
     make,   # () -> an unfitted model with `fit` and `contributions`
     sets,   # Sequences of a contrast
@@ -129,7 +129,7 @@ def held_out_scorer(
     def one(assignment, seed):
         s = sets.relabel(assignment)
         out = np.full((len(s), len(s.genes)), np.nan)
-        for k, held in enumerate(folds):
+        for held in folds:
             test = np.isin(s.patients, held)
             if test.any() and not test.all(): out[test] = make().fit(s.take(~test), seed=seed).contributions(s.take(test))
         ok = ~np.isnan(out[:, 0])
@@ -335,7 +335,7 @@ def as_scanpy(
     back = {"gene": "names", "score": "scores", "log2_fold_change": "logfoldchanges", "p_value": "pvals", "q_value": "pvals_adj"}
     return ranking.rename(columns=back)[[v for k, v in back.items() if k in ranking]]
 
-# %% ../nbs/05_inference.ipynb #51ca8df0
+# %% ../nbs/05_inference.ipynb #b310246c
 def _cosine2(change, alone):  # squared cosine, zero where they point apart
     c = float(change @ alone) / max(float(np.linalg.norm(change) * np.linalg.norm(alone)), 1e-12)
     return max(c, 0.0) ** 2
@@ -358,7 +358,6 @@ def input_change(
     seed=0,   # of the shuffle
 ) -> float:  # mean absolute change of the output / its standard deviation; 0: the input does not matter
     "How much a model's output changes when its inputs are shuffled between bags and between genes."
-    from dataclasses import replace
     rng = rng_for(seed, "input_change")
     before = np.asarray(predict(sets))
     after = np.asarray(predict(replace(sets, x=sets.x[rng.permutation(len(sets))][:, :, rng.permutation(sets.x.shape[2])])))

@@ -125,7 +125,7 @@ def _thinned(out, seed, name):  # thin rows to the least total within patient an
     out.X = log_per_10k(out.layers[COUNTS])
     return out
 
-# %% ../nbs/02_preprocessing.ipynb #a6e14c82
+# %% ../nbs/02_preprocessing.ipynb #b12226d8
 def pseudobulk(
     adata,  # a cohort
     *,
@@ -139,8 +139,9 @@ def pseudobulk(
     if not per_lineage: adata = _one_lineage(adata)
     groups = adata.obs.groupby([SAMPLE, LINEAGE], observed=True).ngroup().to_numpy()
     size = np.bincount(groups)
-    _, code = np.unique(np.where(size[groups] >= (1 if is_bulk(adata) else min_cells), groups, -1), return_inverse=True)
-    code = code - int((size[groups] < (1 if is_bulk(adata) else min_cells)).any())
+    enough = (size >= (1 if is_bulk(adata) else min_cells))[groups]
+    code = np.full(adata.n_obs, -1)
+    code[enough] = np.unique(groups[enough], return_inverse=True)[1]
     if code.max() < 0: raise ValueError(f"no library has {min_cells} cells of one lineage (the largest has {size.max()}); lower min_cells")
     out = _add_technical(_sum_rows(adata, code, code.max() + 1), adata)
     out = out[np.asarray(out.X.sum(1)).ravel() > 0].copy()

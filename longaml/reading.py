@@ -7,7 +7,7 @@ __all__ = ['USUAL_NAMES', 'KNOWN_ORDER', 'TRUE_WORDS', 'FALSE_WORDS', 'UNKNOWN_W
            'GEO_LEFT_OUT', 'TENX', 'GEO_HINT', 'GSE235063_URL', 'value_kind', 'as_cohort', 'read_cohort', 'save_cohort',
            'fetch_gse235063']
 
-# %% ../nbs/02_reading.ipynb #37be04ef
+# %% ../nbs/02_reading.ipynb #74f929c6
 import contextlib
 import gzip
 import http.client
@@ -23,15 +23,15 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .core import (ALL, AML_TIMEPOINTS, CELL_TYPE, COUNTS, LINEAGE, MALIGNANT, PATIENT, SAMPLE, TIMEPOINT, UNS,
-                          atomic_path, check_choice, check_column, check_cohort, listing, log, nearest, progress)
+from . import __version__
+from .core import ALL, AML_TIMEPOINTS, CELL_TYPE, COUNTS, LINEAGE, MALIGNANT, PATIENT, SAMPLE, TIMEPOINT, UNS
+from .core import atomic_path, check_choice, check_column, check_cohort, listing, log, nearest, progress
 
 # %% ../nbs/02_reading.ipynb #511c3fb6
 def value_kind(
@@ -219,7 +219,7 @@ def _describe(obs, keys, timepoints):  # (obs in the contract, rows kept, warnin
     if list(new[LINEAGE].cat.categories) == [ALL]: notes.append("one lineage: no cell type was given, so changes of composition and of expression cannot be told apart")
     return new, kept, notes
 
-# %% ../nbs/02_reading.ipynb #1dc4ebb0
+# %% ../nbs/02_reading.ipynb #82d53006
 def _check_longitudinal(obs):  # raise unless something can be compared over time within patients
     people, times = obs[PATIENT].cat.categories, obs[TIMEPOINT].cat.categories
     if len(times) < 2: raise ValueError(f"one timepoint ({listing(times)}): a longitudinal cohort needs at least 2. Name the right column with timepoint_key=..., or more timepoints with timepoints=[...].")
@@ -238,11 +238,7 @@ def _genes(var, gene_symbols):  # (unique names, var with the former names in "g
         var.index = names if names.is_unique else make_index_unique(names)
     return var
 
-def _versions():
-    try: return version("longaml")
-    except PackageNotFoundError: return "not installed"
-
-# %% ../nbs/02_reading.ipynb #6e97366c
+# %% ../nbs/02_reading.ipynb #605d3881
 def _finish(X, obs, var, *, kind, keys, timepoints, gene_symbols=None, notes=(), said=(), obsm=None, uns=None, **about):
     "Put matrix, rows and genes together in the contract; `X` is used as it is, not copied."
     import anndata
@@ -258,7 +254,7 @@ def _finish(X, obs, var, *, kind, keys, timepoints, gene_symbols=None, notes=(),
     new.index = _row_names(obs.index, new[SAMPLE])
     adata = anndata.AnnData(X, obs=new, var=var, obsm={k: v[kept] for k, v in (obsm or {}).items()}, uns=uns or {})
     given = {**{f"{r}_key": k for r, k in keys.items()}, "timepoints": _names(timepoints), "gene_symbols": gene_symbols}
-    adata.uns[UNS] = {"version": _versions(), "input_kind": kind, "rows": "bulk" if len(new) == new[SAMPLE].nunique() else "cells",
+    adata.uns[UNS] = {"version": __version__, "input_kind": kind, "rows": "bulk" if len(new) == new[SAMPLE].nunique() else "cells",
                       "parameters": {k: v for k, v in given.items() if v is not None}, "warnings": list(dict.fromkeys(notes)), **about}
     for n in [n for n in dict.fromkeys(notes) if n not in said]: log.warning(n)
     return check_cohort(adata)

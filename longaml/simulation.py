@@ -6,14 +6,14 @@
 __all__ = ['PRESETS', 'EVALUATION_SEEDS', 'NULL_SEEDS', 'NAMED', 'DRIVER_KINDS', 'GEO_TRAPS', 'CohortConfig', 'config_for',
            'simulate_cohort', 'write_geo']
 
-# %% ../nbs/01_simulation.ipynb #aad19e77
+# %% ../nbs/01_simulation.ipynb #77cb7b4e
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from . import __version__
 from .core import (ALL, AML_TIMEPOINTS, CELL_TYPE, LINEAGE, MALIGNANT, PATIENT, SAMPLE, TIMEPOINT, UNS, check_choice, progress, rng_for)
 
 # %% ../nbs/01_simulation.ipynb #0446e9ff
@@ -184,11 +184,7 @@ def _counts(c, truth, base, fx, lib, i, rng):  # CSR counts (cells, genes) and l
     line = np.where(wrong, rng.integers(0, len(lines), n), line)
     return counts, pd.DataFrame({CELL_TYPE: [lines[k][0] for k in line], MALIGNANT: [lines[k][1] for k in line], "clone": clone, "true_label": ~wrong})
 
-# %% ../nbs/01_simulation.ipynb #43b25c83
-def _version():
-    try: return version("longaml")
-    except PackageNotFoundError: return "not installed"
-
+# %% ../nbs/01_simulation.ipynb #e4b719e8
 def _observations(c, lib, labels):  # obs in the contract
     obs = pd.concat(labels, ignore_index=True)
     row = np.repeat(np.arange(len(lib)), [len(x) for x in labels])
@@ -207,7 +203,7 @@ def _observations(c, lib, labels):  # obs in the contract
 def _as_bulk(counts, labels):  # one row per library
     return [sp.csr_matrix(x.sum(0)) for x in counts], [y.iloc[:1] for y in labels]
 
-# %% ../nbs/01_simulation.ipynb #73466852
+# %% ../nbs/01_simulation.ipynb #15f994da
 def simulate_cohort(
     preset="realistic",  # a name in `PRESETS`, or a CohortConfig
     *,
@@ -225,7 +221,7 @@ def simulate_cohort(
     if c.bulk: counts, labels = _as_bulk(counts, labels)
     adata = anndata.AnnData(sp.vstack(counts, format="csr"), obs=_observations(c, lib, labels), var=pd.DataFrame(index=truth.index.rename(None)))
     adata.uns["truth"] = truth
-    adata.uns[UNS] = {"version": _version(), "input_kind": "counts", "source": "simulation", "seed": int(seed), "parameters": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(c).items()}}
+    adata.uns[UNS] = {"version": __version__, "input_kind": "counts", "source": "simulation", "seed": int(seed), "parameters": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(c).items()}}
     return adata
 
 # %% ../nbs/01_simulation.ipynb #9a3fb434
