@@ -156,7 +156,7 @@ def _one_lineage(adata):  # the same cells as one lineage, `all`
     layers = {COUNTS: adata.layers[COUNTS]} if COUNTS in adata.layers else {}
     return anndata.AnnData(adata.X, obs=adata.obs.assign(**{LINEAGE: pd.Categorical([ALL] * adata.n_obs)}), var=adata.var[[]], layers=layers, uns={UNS: dict(adata.uns.get(UNS, {}))})
 
-# %% ../nbs/02_preprocessing.ipynb #b45f031c
+# %% ../nbs/02_preprocessing.ipynb #8282fad4
 def bags(
     adata,  # a cohort
     *,
@@ -180,9 +180,10 @@ def bags(
     full[kept] = code
     out = _add_technical(_sum_rows(adata, full, code.max() + 1), adata)
     out = out[np.asarray(out.X.sum(1)).ravel() > 0].copy()
+    out.uns[UNS]["bag_size"] = int(size)
     return _thinned(out, seed, "bags")
 
-# %% ../nbs/02_preprocessing.ipynb #5210ef80
+# %% ../nbs/02_preprocessing.ipynb #e78e3f5c
 @dataclass
 class Sequences:
     "Bags of one patient and lineage, side by side over timepoints; rows of a patient are one group."
@@ -196,6 +197,7 @@ class Sequences:
     genes: list             # G names
     technical: np.ndarray   # (n, T, len(TECHNICAL)) technical covariates
     notes: dict = field(default_factory=dict)  # how it was made
+    level: np.ndarray = None  # (G,) mean expression over observed bags, before any centring
 
     @property
     def groups(self): return self.patients
@@ -215,14 +217,14 @@ class Sequences:
     def with_genes(self, genes):  # keep these genes, in this order
         where = pd.Index(self.genes).get_indexer(list(genes))
         if (where < 0).any(): raise KeyError(f"{(where < 0).sum()} of {len(where)} genes are not in these sequences: {listing(np.asarray(list(genes))[where < 0])}")
-        return replace(self, x=self.x[:, :, where], genes=list(genes))
+        return replace(self, x=self.x[:, :, where], genes=list(genes), level=None if self.level is None else self.level[where])
 
     def relabel(self, assignment):  # assignment: library -> timepoint -> Sequences with `y` by it, and without other libraries
         code = {s: self.timepoints.index(t) for s, t in assignment.items() if t in self.timepoints}
         y = np.array([[code.get(s, -1) for s in row] for row in self.samples], dtype=np.int64).reshape(self.mask.shape)
         return replace(self, y=y).take(((y >= 0) == self.mask).all(1))
 
-# %% ../nbs/02_preprocessing.ipynb #4068a141
+# %% ../nbs/02_preprocessing.ipynb #2f54556b
 def sequences(
     bagged,  # AnnData from bags or pseudobulk
     *,
@@ -247,7 +249,7 @@ def sequences(
     technical = np.zeros((*mask.shape, len(TECHNICAL)), dtype=np.float32)
     technical[mask] = obs[list(TECHNICAL)].to_numpy(np.float32)[rows[mask]]
     return Sequences(x=x, mask=mask, y=np.where(mask, np.arange(len(times)), -1), patients=wide.index.get_level_values(0).astype(str).to_numpy(), lineages=wide.index.get_level_values(1).astype(str).to_numpy(),
-                     samples=np.where(mask, obs[SAMPLE].astype(str).to_numpy()[rows] if len(obs) else "", ""), timepoints=times, genes=list(bagged.var_names[where]), technical=technical, notes={"input_kind": input_kind(bagged)})
+                     samples=np.where(mask, obs[SAMPLE].astype(str).to_numpy()[rows] if len(obs) else "", ""), timepoints=times, genes=list(bagged.var_names[where]), technical=technical, notes={"input_kind": input_kind(bagged), "bag_size": bagged.uns.get(UNS, {}).get("bag_size")}, level=x[mask].mean(0) if mask.any() else np.zeros(len(where)))
 
 # %% ../nbs/02_preprocessing.ipynb #1b641498
 def state_sets(
