@@ -127,7 +127,7 @@ Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Every ran
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, if it is the same run.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-# %% ../nbs/40_cli.ipynb #9ea1b42d
+# %% ../nbs/40_cli.ipynb #2e07ae24
 @app.command(short_help="Evaluate, rank genes against a null, audit the ranking.")
 def run(
     cohort: Cohort,                       # what to read
@@ -139,8 +139,8 @@ def run(
     malignant_key: MalignantKey = None,   # column of malignancy
     lineage_key: LineageKey = None,       # column of lineages
     task: Annotated[str, typer.Option(metavar="NAME", help="What is predicted; 'state' is the timepoint of a bag of cells.")] = "state",
-    models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="Models to compare; all, if left out.")] = None,
-    nulls: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="Permutations of libraries per ranking; 20 if left out (never fewer than 200 for paired_de).")] = None,
+    models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="Models to compare: majority, patient_lineage, technical (always run), logistic, paired_de, transformer; all, if left out.")] = None,
+    nulls: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="Permutations of libraries per ranking; 20 if left out (200 for paired_de at least). Each retrains every model on every fold, networks for 20 epochs; for accuracy they stop early.")] = None,
     seed: Seed = 0,                       # of everything random
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     resume: Resume = False,               # go on with an earlier run
@@ -170,7 +170,7 @@ def audit(
     from longaml.evaluation import audit_csv
     typer.echo(audit_csv(ranking, cohort, out, read=read)["summary"])
 
-# %% ../nbs/40_cli.ipynb #b1e17a2f
+# %% ../nbs/40_cli.ipynb #e825836c
 @app.command(short_help="Everything on a simulated cohort of 28 patients.")
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results; new or empty.")] = Path("longaml-demo"),
@@ -178,7 +178,7 @@ def demo(
     resume: Resume = False,  # go on with an earlier demonstration
     debug: Debug = False,    # read by main
 ):
-    "Run everything on a simulated cohort of 28 patients whose truth is known (la.run_demo)."
+    "Run everything on a simulated cohort of 28 patients whose truth is known: all models, 20 permutations; about two minutes on two cores (la.run_demo)."
     from longaml.evaluation import run_demo
     typer.echo(run_demo(out, seed=seed, resume=resume)["summary"])
     typer.echo(f"the cohort, the tables and the figures are in {out}")

@@ -83,7 +83,7 @@ def knockout(
             out.append(whole[:, None] - set_answer(logits, y.repeat_interleave(len(k), 0)).unflatten(0, (n, len(k))))
     return torch.cat(out, 1)
 
-# %% ../nbs/20_importance.ipynb #261dc322
+# %% ../nbs/20_importance.ipynb #2e5cecbb
 def read_gmt(
     path,  # a .gmt or .gmt.gz file
 ) -> dict:  # name -> list of genes
@@ -99,6 +99,7 @@ def read_gmt(
     if not out: raise ValueError(f"{Path(path).name} holds no gene sets")
     return out
 
+# %% ../nbs/20_importance.ipynb #1e735c1e
 def group_masks(
     groups,  # name -> genes
     genes,   # genes of the data
@@ -112,7 +113,7 @@ def group_masks(
     if not names: raise ValueError(f"none of {len(groups)} gene sets has {least} genes in the data (genes of the first set: {listing(next(iter(groups.values())), 3)}; of the data: {listing(genes, 3)}); use the same gene names in both")
     return names, torch.as_tensor(np.stack([masks[k] for k in names]))
 
-# %% ../nbs/20_importance.ipynb #429cc13c
+# %% ../nbs/20_importance.ipynb #353514ce
 def fold_jobs(
     sets,   # Sequences
     folds,  # held-out patients of each fold
@@ -131,6 +132,7 @@ def fold_jobs(
             out.append(Job(tuple(p for p in rest if p not in set(valid)), valid, derive_seed(seed, "network", i, s) % 2**31))
     return out
 
+# %% ../nbs/20_importance.ipynb #1e002e56
 def _under(job, sets, assignment, choose):  # a Job under an assignment of libraries; None where nobody is left to train it, or to be judged by it
     y = _labels(sets, assignment)
     there = set(sets.patients[((y >= 0) == sets.mask).all(1)])
@@ -193,7 +195,7 @@ def contributions(
     if method == "knockout": return knockout(fitted.model, x, mask, y, groups=groups).cpu().numpy()
     return torch.cat([integrated_gradients(fitted.model, *part).sum(1) for part in zip(x.split(256), mask.split(256), y.split(256))]).cpu().numpy()
 
-# %% ../nbs/20_importance.ipynb #0a6206cc
+# %% ../nbs/20_importance.ipynb #ac5e0a8f
 def network_scorer(
     make,   # () -> nn.Module
     sets,   # Sequences of a contrast
@@ -210,6 +212,7 @@ def network_scorer(
         return np.stack([score_fits(fits, sets.relabel(a), method=method, groups=groups) for a, fits in zip(assignments, every)])
     return score
 
+# %% ../nbs/20_importance.ipynb #ccc3c3c4
 def score_fits(
     fits,  # list of Fitted
     sets,  # Sequences of a contrast
@@ -250,7 +253,7 @@ class Ranked(NamedTuple):
         rows = pd.DataFrame([{"model": self.table["model"].iat[0], "contrast": self.table["contrast"].iat[0], **{k: v for k, v in self.stability.items() if k != "frequency"}}])
         return audit(self.table, cohort, stability=rows if "index" in rows else None, **given)
 
-# %% ../nbs/20_importance.ipynb #6862c0cb
+# %% ../nbs/20_importance.ipynb #b77e622c
 def rank_scorer(
     scorer,    # assignments -> (B, genes)
     design,    # from design_of
@@ -270,17 +273,20 @@ def rank_scorer(
 ) -> Ranked:
     "Score genes as observed and under permuted libraries, and measure stability over half-cohorts."
     fit_seed = derive_seed(seed, "fit", name := name or f"{contrast}/{model}") % 2**31
-    if observed is None: observed = step(f"rank/{name}/observed", lambda: scorer([observed_assignment(design)], seed=fit_seed))[0]
     perms = permute_libraries(design, n=nulls, seed=seed)
-    pieces = progress(range(0, len(perms), at_once), f"{name}: permuted libraries")
-    null = np.concatenate([step(f"rank/{name}/null-{i:04d}", lambda i=i: scorer(perms.assignments[i:i + at_once], seed=fit_seed)) for i in pieces])
+    if observed is None: observed = step(f"rank/{name}/observed", lambda: scorer([observed_assignment(design)], seed=fit_seed))[0]
+    null = np.concatenate([step(f"rank/{name}/null-{i:04d}", lambda i=i: scorer(perms.assignments[i:i + at_once], seed=fit_seed)) for i in progress(range(0, len(perms), at_once), f"{name}: permuted libraries")])
     if design[PATIENT].nunique() > 2: stable = step(f"rank/{name}/stability", lambda: stability(scorer, design, k=k, n=halves, seed=seed))
     else: stable = {"frequency": np.full(len(observed), np.nan), "patients": design[PATIENT].nunique()}
+    return _aligned(observed, null, fold_changes, np.asarray(level), stable, model, contrast)
+
+# %% ../nbs/20_importance.ipynb #c56906a5
+def _aligned(observed, null, change, level, stable, model, contrast):  # Ranked, over the genes that some fit read
     read = (null != 0).any(0) | (observed != 0)  # genes that no fit chose, or that never vary, are not ranked
-    if not read.any(): raise ValueError(f"{name}: every score is zero; no gene varies between the bags")
-    change = fold_changes.loc[:, read]
-    observed, null = align_scores(observed[read], null[:, read], strata_of(np.asarray(level)[read], (change**2).mean().to_numpy()))
-    return Ranked(ranking_table(model, contrast, observed, null, change, np.asarray(level)[read], stable["frequency"][read]), stable, null)
+    if not read.any(): raise ValueError(f"{contrast}, {model}: every score is zero; no gene varies between the bags")
+    change = change.loc[:, read]
+    observed, null = align_scores(observed[read], null[:, read], strata_of(level[read], (change**2).mean().to_numpy()))
+    return Ranked(ranking_table(model, contrast, observed, null, change, level[read], stable["frequency"][read]), stable, null)
 
 # %% ../nbs/20_importance.ipynb #c3fe8ed9
 RANKING = Training(epochs=20)  # every fit of a ranking and of its null runs as long: nothing is tuned inside a null

@@ -272,7 +272,7 @@ def table(
 
 Run.table = table
 
-# %% ../nbs/07_runs.ipynb #4c18f3d9
+# %% ../nbs/07_runs.ipynb #01601379
 def figure(
     self,
     name,     # name without ending
@@ -288,6 +288,17 @@ def figure(
     plt.close(fig)
     return path
 
+def checkpoint(
+    self,
+    name,    # name without ending
+    fitted,  # a Fitted
+) -> Path:
+    "Write a trained network to `models/<name>.pt`; `la.load` reads it."
+    from longaml.training import save
+    self._begin()
+    return save(fitted, self.out/"models"/f"{name}.pt")
+
+# %% ../nbs/07_runs.ipynb #1bfc265f
 def finish(
     self,
     extra=None,  # plain values to keep in the manifest under "results"
@@ -298,4 +309,4 @@ def finish(
     _write_json(self.out/"run.json", self.record)
     return self.record
 
-Run.figure, Run.finish = figure, finish
+Run.figure, Run.checkpoint, Run.finish = figure, checkpoint, finish

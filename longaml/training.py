@@ -81,14 +81,15 @@ class GeneProjection(nn.Module):
 
     def forward(self, x): return F.linear(x, self.linear.weight * self.scale, self.linear.bias)  # (..., genes) -> (..., width)
 
-# %% ../nbs/03_training.ipynb #8095215b
+# %% ../nbs/03_training.ipynb #8af50f12
 @dataclass
 class Training:
     "How a network is trained."
     epochs: int = 60            # passes over the training rows, at most
     patience: int = 10          # epochs without a better loss on the validation patients before stopping
-    lr: float = 1e-3            # learning rate of AdamW
-    weight_decay: float = 1e-2  # of AdamW
+    lr: float = 0.03            # learning rate of AdamW
+    weight_decay: float = 0.03  # of AdamW
+    eps: float = 1.0            # of AdamW; so large that steps keep the proportions of the gradients
     batch_size: int = None      # rows per step; None: all rows in one step
     device: str = "auto"        # see device_for
 
@@ -152,7 +153,7 @@ def _calibrate(model, batch, weight, chosen):  # buffers that depend on the trai
     for part in model.modules():
         if hasattr(part, "calibrate"): part.calibrate(batch, weight, chosen)
 
-# %% ../nbs/03_training.ipynb #6f986e69
+# %% ../nbs/03_training.ipynb #d5e06221
 def _fit_one(model, data, job, how, loss, groups, desc=None):  # model, history, best epoch
     n, device = len(groups), device_for(how.device)
     batch = _on(data.batch(np.arange(n)), device)
@@ -160,7 +161,7 @@ def _fit_one(model, data, job, how, loss, groups, desc=None):  # model, history,
     y, mask = (None, None) if job.y is None else (job.y, batch["mask"].cpu().numpy())
     w, v = (torch.as_tensor(_weights(groups, y, mask, g), device=device) for g in (job.train, job.valid))
     _calibrate(model, batch, w, job.chosen)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=how.lr, weight_decay=how.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=how.lr, weight_decay=how.weight_decay, eps=how.eps)
     best, best_epoch, kept, history, used = math.inf, 0, None, [], (w > 0).cpu().numpy()
     for epoch in progress(range(1, how.epochs + 1), desc):
         model.train(); total = 0.0
@@ -177,6 +178,7 @@ def _fit_one(model, data, job, how, loss, groups, desc=None):  # model, history,
     if kept is not None: model.load_state_dict(kept)
     return model, history, best_epoch
 
+# %% ../nbs/03_training.ipynb #3c3f1720
 def _held_out_loss(model, batch, weight, loss):  # weighted loss over the validation rows
     rows = torch.nonzero(weight)[:, 0]
     part = {k: t[rows] for k, t in batch.items()}
@@ -285,7 +287,7 @@ class _Best:
         for k, p in params.items(): self.kept[k][torch.as_tensor(~self.stops)] = p.detach()[torch.as_tensor(~self.stops)]
         return self.kept
 
-# %% ../nbs/03_training.ipynb #d8149d5f
+# %% ../nbs/03_training.ipynb #02d8f200
 def _train_stack(models, data, jobs, how, loss, groups, desc):  # trained models, histories, best epochs
     n, device = len(groups), next(models[0].parameters()).device
     batch, relabelled = _on(data.batch(np.arange(n)), device), jobs[0].y is not None
@@ -294,7 +296,7 @@ def _train_stack(models, data, jobs, how, loss, groups, desc):  # trained models
     for model, weight, job in zip(models, w, jobs): _calibrate(model, batch, weight, job.chosen)
     net, params, buffers = _stacked(models)
     y = torch.as_tensor(np.stack(ys), device=device) if relabelled else None
-    optimizer = torch.optim.AdamW(params.values(), lr=how.lr, weight_decay=how.weight_decay)
+    optimizer = torch.optim.AdamW(params.values(), lr=how.lr, weight_decay=how.weight_decay, eps=how.eps)
     best, history, used, watch = _Best(params, jobs), [], (w > 0).any(0).cpu().numpy(), torch.nonzero((v > 0).any(0))[:, 0]
     for epoch in progress(range(1, how.epochs + 1), desc):
         net.train(); total = 0.0
@@ -311,6 +313,7 @@ def _train_stack(models, data, jobs, how, loss, groups, desc):  # trained models
         if not best.active.any(): break
     return _unstacked(models, best.weights(params)), pd.DataFrame(history, columns=["fit", "epoch", "train_loss", "valid_loss"]), best.epoch
 
+# %% ../nbs/03_training.ipynb #ccf40cbe
 def _unstacked(models, params):  # the stacked weights, back in their modules
     for i, model in enumerate(models):
         with torch.no_grad():
@@ -376,7 +379,7 @@ def build(
     given = {"n_genes": len(data.genes), "n_outputs": len(data.timepoints)}
     return cls(shape(**{k: v for k, v in given.items() if k in {f.name for f in fields(shape)}} | config))
 
-# %% ../nbs/03_training.ipynb #d7a3c5b4
+# %% ../nbs/03_training.ipynb #62e427f6
 _KEPT = ("best_epoch", "train", "valid", "seed", "genes", "timepoints", "preprocessing")
 
 def save(
@@ -388,9 +391,10 @@ def save(
     if (name := getattr(fitted.model, "name", None)) not in _REGISTRY: raise ValueError(f"{type(fitted.model).__name__} is not a registered model, so a file of it could not be read back; decorate it with @la.register(name, config)")
     plain = {k: list(map(str, v)) if isinstance(v, (tuple, list)) else v for k, v in ((k, getattr(fitted, k)) for k in _KEPT)}
     content = {"format": _FORMAT, "longaml": __version__, "model": name, "config": asdict(fitted.model.config), "weights": {k: v.cpu() for k, v in fitted.model.state_dict().items()}, "history": {k: fitted.history[k].tolist() for k in fitted.history}, "how": asdict(fitted.how), **plain}
-    with atomic_path(path) as tmp: torch.save(content, tmp)
+    with atomic_path(path) as tmp, open(tmp, "wb") as f: torch.save(content, f)  # a handle: torch would write the temporary name into the file
     return Path(path)
 
+# %% ../nbs/03_training.ipynb #24de46f8
 def load(
     path,  # a file written by `save`
     *,
