@@ -288,8 +288,8 @@ def _aligned(observed, null, change, level, stable, model, contrast):  # Ranked,
     observed, null = align_scores(observed[read], null[:, read], strata_of(level[read], (change**2).mean().to_numpy()))
     return Ranked(ranking_table(model, contrast, observed, null, change, level[read], stable["frequency"][read]), stable, null)
 
-# %% ../nbs/20_importance.ipynb #c3fe8ed9
-RANKING = Training(epochs=20)  # every fit of a ranking and of its null runs as long: nothing is tuned inside a null
+# %% ../nbs/20_importance.ipynb #66208d56
+RANKING = Training(epochs=10, lr=0.3, weight_decay=0.09)  # every fit of a ranking and of its null runs as long: nothing is tuned inside a null
 
 def rank_genes(
     model,  # a registered model's name, a function that makes a network, or a list of Fitted that left patients out

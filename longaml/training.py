@@ -81,14 +81,14 @@ class GeneProjection(nn.Module):
 
     def forward(self, x): return F.linear(x, self.linear.weight * self.scale, self.linear.bias)  # (..., genes) -> (..., width)
 
-# %% ../nbs/03_training.ipynb #8af50f12
+# %% ../nbs/03_training.ipynb #c17a537e
 @dataclass
 class Training:
     "How a network is trained."
     epochs: int = 60            # passes over the training rows, at most
     patience: int = 10          # epochs without a better loss on the validation patients before stopping
     lr: float = 0.03            # learning rate of AdamW
-    weight_decay: float = 0.03  # of AdamW
+    weight_decay: float = 0.9   # of AdamW
     eps: float = 1.0            # of AdamW; so large that steps keep the proportions of the gradients
     batch_size: int = None      # rows per step; None: all rows in one step
     device: str = "auto"        # see device_for
@@ -345,7 +345,7 @@ def fit_many(
         out += [_fitted(m.eval(), data, j, rows[k].to_numpy(), int(best[k]), how) for k, (m, j) in enumerate(zip(models, part))]
     return out
 
-# %% ../nbs/03_training.ipynb #4565ed75
+# %% ../nbs/03_training.ipynb #59879da5
 _REGISTRY, _FORMAT = {}, "longaml checkpoint 1"
 
 def register(
@@ -362,8 +362,7 @@ def registered(
     name,  # a model's name
 ) -> tuple:  # model class, config class
     "A registered model; models of longaml are imported when they are asked for."
-    import longaml.models
-    ours = [m.name for m in pkgutil.iter_modules(longaml.models.__path__)]
+    ours = [m.name for m in pkgutil.iter_modules(importlib.import_module("longaml.models").__path__)]
     if name in ours: importlib.import_module(f"longaml.models.{name}")
     return _REGISTRY[check_choice(name, sorted({*_REGISTRY, *ours}), "model")]
 
