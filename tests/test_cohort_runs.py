@@ -608,7 +608,7 @@ def test_audit_of_a_whole_run(finished, cohort, tmp_path, capsys):
     "Its own ranking.csv, with every model and contrast."
     succeed("audit", finished[0]/"ranking.csv", "--cohort", cohort, "--out", tmp_path/"out")
     a = table(tmp_path/"out", "audit.csv")
-    assert set(zip(a["model"], a["contrast"])) == {(m, c) for m in ("logistic", "paired_de") for c in CONTRASTS}
+    assert set(zip(a["model"], a["contrast"])) == {(m, c) for m in ("logistic", "paired_de", "transformer") for c in CONTRASTS}
 
 @pytest.mark.parametrize("content,said", [("gene,score\nENSG1,2\nENSG2,1\n", "0% of the ranking's genes are in the cohort"), ("name,score\nG00001,2\n", "no gene column"), ("gene,rating\nG00001,2\n", "no score column"),
                                           ("gene,score\nG00001,high\n", "not numbers"), ("", "No columns"), ("gene,score,contrast\nG00001,2,REM_vs_XX\n", "'REM_vs_XX' is not of this cohort")])
