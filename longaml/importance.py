@@ -83,7 +83,7 @@ def knockout(
             out.append(whole[:, None] - set_answer(logits, y.repeat_interleave(len(k), 0)).unflatten(0, (n, len(k))))
     return torch.cat(out, 1)
 
-# %% ../nbs/20_importance.ipynb #2e5cecbb
+# %% ../nbs/20_importance.ipynb #c85ee0fe
 def read_gmt(
     path,  # a .gmt or .gmt.gz file
 ) -> dict:  # name -> list of genes
@@ -92,7 +92,7 @@ def read_gmt(
     with opened(path, "rt", encoding="utf-8") as f:
         for i, line in enumerate(f, 1):
             if not line.strip(): continue
-            name, *rest = line.rstrip("\r\n").split("\t")
+            name, *rest = line.rstrip("\r\n").rstrip("\t ").split("\t")
             if len(rest) < 2: raise ValueError(f"line {i} of {Path(path).name} has {len(rest) + 1} tab-separated fields ({listing([line.strip()[:40]])}); a GMT line is a name, a description and at least one gene")
             if name in out: raise ValueError(f"line {i} of {Path(path).name} repeats the gene set {name!r}; names must be unique")
             out[name] = list(dict.fromkeys(g for g in rest[1:] if g))
@@ -178,7 +178,7 @@ def held_out_mean(
     if total is None: raise ValueError(f"every patient of these sequences ({listing(sorted(set(sets.patients)))}) trained or stopped each of the {len(fits)} fits; importance needs patients that a model has not seen")
     with np.errstate(invalid="ignore"): return total / np.where(count > 0, count, np.nan).reshape(-1, *[1] * (total.ndim - 1))
 
-# %% ../nbs/20_importance.ipynb #4fe8e68c
+# %% ../nbs/20_importance.ipynb #206ef70c
 METHODS = ("gradients", "knockout")
 
 def contributions(
@@ -187,13 +187,18 @@ def contributions(
     *,
     method="gradients",  # "gradients" (integrated gradients) or "knockout"
     groups=None,         # (K, G) bool for knockouts of groups; None: single genes
-) -> np.ndarray:  # (n, G) or (n, K), signed
+) -> np.ndarray:  # (n, G) or (n, K), signed; genes as in `sets`, zero where the network does not read them
     "Signed contribution of each gene to the answer about each set."
     check_choice(method, METHODS, "method")
-    sets, device = fitted.aligned(sets), next(fitted.model.parameters()).device
-    x, mask, y = (sets.batch(np.arange(len(sets)))[k].to(device) for k in ("x", "mask", "y"))
-    if method == "knockout": return knockout(fitted.model, x, mask, y, groups=groups).cpu().numpy()
-    return torch.cat([integrated_gradients(fitted.model, *part).sum(1) for part in zip(x.split(256), mask.split(256), y.split(256))]).cpu().numpy()
+    read, device = fitted.aligned(sets), next(fitted.model.parameters()).device
+    at = pd.Index(sets.genes).get_indexer(read.genes)  # the network reads these columns, in this order
+    x, mask, y = (read.batch(np.arange(len(read)))[k].to(device) for k in ("x", "mask", "y"))
+    if groups is not None: return knockout(fitted.model, x, mask, y, groups=torch.as_tensor(groups)[:, at]).cpu().numpy()
+    if method == "knockout": own = knockout(fitted.model, x, mask, y)
+    else: own = torch.cat([integrated_gradients(fitted.model, *part).sum(1) for part in zip(x.split(256), mask.split(256), y.split(256))])
+    out = np.zeros((len(sets), len(sets.genes)), np.float32)
+    out[:, at] = own.cpu().numpy()
+    return out
 
 # %% ../nbs/20_importance.ipynb #ac5e0a8f
 def network_scorer(
@@ -288,7 +293,7 @@ def _aligned(observed, null, change, level, stable, model, contrast):  # Ranked,
     observed, null = align_scores(observed[read], null[:, read], strata_of(level[read], (change**2).mean().to_numpy()))
     return Ranked(ranking_table(model, contrast, observed, null, change, level[read], stable["frequency"][read]), stable, null)
 
-# %% ../nbs/20_importance.ipynb #66208d56
+# %% ../nbs/20_importance.ipynb #0d27f073
 RANKING = Training(epochs=10, lr=0.3, weight_decay=0.09)  # every fit of a ranking and of its null runs as long: nothing is tuned inside a null
 
 def rank_genes(
@@ -307,6 +312,7 @@ def rank_genes(
     "Rank genes, or gene sets, by what a network makes of them in patients it never saw, with a null of permuted libraries."
     if len(sets.timepoints) != 2: raise ValueError(f"a ranking is of one contrast; these sequences have the timepoints {listing(sets.timepoints)}. Use la.state_sets(bagged, ({sets.timepoints[0]!r}, {sets.timepoints[-1]!r})).")
     if groups is not None and method != "knockout": raise ValueError("gene sets are scored by knockouts; pass method='knockout'")
+    if isinstance(model, (list, tuple)): sets = _aligned_to(model, sets)
     names, masks = (sets.genes, None) if groups is None else group_masks(groups if isinstance(groups, dict) else read_gmt(groups), sets.genes)
     asked = dict(method=method, groups=masks)
     make, jobs, how, found, fits = _trained(model, sets) or _untrained(model, sets, folds, seeds, seed, how)
@@ -315,15 +321,18 @@ def rank_genes(
     return rank_scorer(network_scorer(make, sets, jobs, how=how, **asked), design_of(sets), pd.DataFrame(change, index=np.unique(sets.patients), columns=names), level, model=name or found,
                        contrast=contrast_name(*sets.timepoints[::-1]), observed=None if fits is None else score_fits(fits, sets, **asked), seed=seed, **{"at_once": 5, **options})
 
-# %% ../nbs/20_importance.ipynb #f1ae00a0
+# %% ../nbs/20_importance.ipynb #6ef80d58
 def _untrained(model, sets, folds, seeds, seed, how):  # () -> network, seed -> jobs, Training, name, no fits
     make, name = ((lambda: build(model, sets)), model) if isinstance(model, str) else (model, getattr(model, "__name__", "network").strip("<>"))
     if not callable(make): raise TypeError(f"expected a model's name, a function that makes a network, or a list of Fitted; found {type(model).__name__}")
     return make, partial(fold_jobs, sets, folds or patient_folds(sets.patients, seed=seed), seeds=seeds), how, name, None
 
+def _aligned_to(fits, sets):  # the sequences with the genes that trained networks read
+    if not fits or not all(isinstance(f, Fitted) for f in fits): raise TypeError(f"expected a model's name, a function that makes a network, or a list of Fitted; found a list of {listing(sorted({type(f).__name__ for f in fits}))}")
+    return fits[0].aligned(sets)
+
 def _trained(model, sets):  # the same for a list of Fitted, which keep their patients, seeds and options; None for anything else
     if not isinstance(model, (list, tuple)): return None
-    if not model or not all(isinstance(f, Fitted) for f in model): raise TypeError(f"expected a model's name, a function that makes a network, or a list of Fitted; found a list of {listing(sorted({type(f).__name__ for f in model}))}")
     if not any(set(sets.patients) - f.seen for f in model): raise ValueError("every patient trained or stopped each of these fits; a ranking needs fits that left patients out, such as those of la.held_out_fits")
     if any(f.valid for f in model): log.warning("these networks were stopped early; true labels train longer than permuted ones, so that their p-values come out too small. Fits of equal length are calibrated.")
     first = model[0]

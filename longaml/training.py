@@ -6,7 +6,7 @@
 __all__ = ['attention', 'matrix_form', 'GeneProjection', 'Training', 'Job', 'state_loss', 'Fitted', 'fit', 'fit_many', 'register',
            'registered', 'build', 'save', 'load', 'annotate']
 
-# %% ../nbs/03_training.ipynb #f4861399
+# %% ../nbs/03_training.ipynb #f3ad6ea4
 import contextlib
 import contextvars
 import copy
@@ -15,6 +15,7 @@ import inspect
 import math
 import pkgutil
 import warnings
+import zipfile
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -131,11 +132,10 @@ def _check(data, jobs):  # groups as an array, or a message
         if not job.train: raise ValueError("a fit has no training patients")
     return groups
 
-# %% ../nbs/03_training.ipynb #c2cb19f2
+# %% ../nbs/03_training.ipynb #65529c5a
 def _rows_of(n, used, how, epoch, seed):  # rows of each step: all at once, or in a random order that does not depend on the fit
-    if how.batch_size is None: return [np.flatnonzero(used)]
-    order = rng_for(seed, "rows", epoch).permutation(n)
-    return [r for c in np.array_split(order, math.ceil(n / how.batch_size)) if len(r := c[used[c]])]
+    order = np.arange(n) if how.batch_size is None else rng_for(seed, "rows", epoch).permutation(n)
+    return [r for c in np.array_split(order, math.ceil(n / (how.batch_size or n))) if len(r := c[used[c]])]
 
 def _inputs(model, batch):  # what `forward` asks for, out of the batch
     return {k: batch[k] for k in inspect.signature(model.forward).parameters if k in batch}
@@ -268,6 +268,24 @@ def _losses(net, params, buffers, batch, y, weight, loss):  # (fits,) weighted l
     if y is None: return (weight * torch.func.vmap(lambda o: loss(o, batch))(out)).sum(1)
     return (weight * torch.func.vmap(lambda o, y: loss(o, batch | {"y": y}))(out, y)).sum(1)
 
+# %% ../nbs/03_training.ipynb #39049c1c
+class _AdamW:
+    "AdamW over stacked weights; a fit without rows in a step is left as it is (Loshchilov and Hutter, 2019)."
+    def __init__(self, params, n, how):
+        self.params, self.how, self.steps = list(params.values()), how, np.zeros(n)
+        self.mean, self.square = ([torch.zeros_like(p) for p in self.params] for _ in range(2))
+
+    @torch.no_grad()
+    def step(self, gradients, live):  # live: (fits,) bool
+        out, self.steps = torch.nonzero(~live)[:, 0], self.steps + live.cpu().numpy()
+        for p, m, s, g in zip(self.params, self.mean, self.square, gradients):
+            if g is None: continue
+            before = [t[out] for t in (p, m, s)]
+            first, second = (torch.as_tensor(1 - b ** np.maximum(self.steps, 1), dtype=p.dtype, device=p.device).view(-1, *[1] * (p.ndim - 1)) for b in (0.9, 0.999))
+            m.lerp_(g, 0.1); s.mul_(0.999).addcmul_(g, g, value=0.001)
+            p.mul_(1 - self.how.lr * self.how.weight_decay).addcdiv_(m / first, (s / second).sqrt_().add_(self.how.eps), value=-self.how.lr)
+            for t, b in zip((p, m, s), before): t[out] = b
+
 # %% ../nbs/03_training.ipynb #200d0eaf
 class _Best:
     "The weights of each fit at its best epoch, and whether it is still being trained."
@@ -287,7 +305,7 @@ class _Best:
         for k, p in params.items(): self.kept[k][torch.as_tensor(~self.stops)] = p.detach()[torch.as_tensor(~self.stops)]
         return self.kept
 
-# %% ../nbs/03_training.ipynb #02d8f200
+# %% ../nbs/03_training.ipynb #cce189dc
 def _train_stack(models, data, jobs, how, loss, groups, desc):  # trained models, histories, best epochs
     n, device = len(groups), next(models[0].parameters()).device
     batch, relabelled = _on(data.batch(np.arange(n)), device), jobs[0].y is not None
@@ -296,13 +314,13 @@ def _train_stack(models, data, jobs, how, loss, groups, desc):  # trained models
     for model, weight, job in zip(models, w, jobs): _calibrate(model, batch, weight, job.chosen)
     net, params, buffers = _stacked(models)
     y = torch.as_tensor(np.stack(ys), device=device) if relabelled else None
-    optimizer = torch.optim.AdamW(params.values(), lr=how.lr, weight_decay=how.weight_decay, eps=how.eps)
+    optimizer = _AdamW(params, len(jobs), how)
     best, history, used, watch = _Best(params, jobs), [], (w > 0).any(0).cpu().numpy(), torch.nonzero((v > 0).any(0))[:, 0]
     for epoch in progress(range(1, how.epochs + 1), desc):
-        net.train(); total = 0.0
+        net.train(); total = np.zeros(len(jobs))
         for rows in _rows_of(n, used, how, epoch, 0):
             losses = _losses(net, params, buffers, {k: t[rows] for k, t in batch.items()}, None if y is None else y[:, rows], w[:, rows], loss)
-            optimizer.zero_grad(); losses.sum().backward(); optimizer.step()
+            optimizer.step(torch.autograd.grad(losses.sum(), optimizer.params, allow_unused=True), (w[:, rows] > 0).any(1))
             total = total + losses.detach().cpu().numpy()
         net.eval()
         with torch.no_grad(): stop = _losses(net, params, buffers, {k: t[watch] for k, t in batch.items()}, None if y is None else y[:, watch], v[:, watch], loss).cpu().numpy() if len(watch) else np.full(len(jobs), np.nan)
@@ -393,25 +411,40 @@ def save(
     with atomic_path(path) as tmp, open(tmp, "wb") as f: torch.save(content, f)  # a handle: torch would write the temporary name into the file
     return Path(path)
 
-# %% ../nbs/03_training.ipynb #24de46f8
+# %% ../nbs/03_training.ipynb #a427ca6b
 def load(
     path,  # a file written by `save`
     *,
     device="cpu",  # see device_for
 ) -> Fitted:
     "Read a trained model: registered models only, and no code from the file is run."
+    device, content = device_for(device), _content(path)
+    try: fitted = _restored(content)
+    except Exception as e: raise ValueError(f"{str(path)!r} was written by longaml {content.get('longaml')} and cannot be read: {' '.join(str(e).split())[:500]}") from None
+    fitted.model.to(device)
+    return fitted
+
+def _content(path):  # what a checkpoint holds, once its checksums agree
     refuse = f"{str(path)!r} is not a longaml model; expected a file written by la.save"
-    try: content = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with zipfile.ZipFile(path) as z: broken = z.testzip()
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError: raise FileNotFoundError(f"no file {str(path)!r}") from None
     except Exception as e: raise ValueError(f"{refuse} ({type(e).__name__})") from None
+    if broken: raise ValueError(f"{str(path)!r} is damaged: the checksum of {broken} does not agree; copy it again")
     if not isinstance(content, dict) or content.get("format") != _FORMAT: raise ValueError(f"{refuse} of this version ({_FORMAT!r}; found {content.get('format') if isinstance(content, dict) else type(content).__name__!r})")
+    return content
+
+def _restored(content):  # the Fitted of a checkpoint
+    if missing := sorted({"model", "config", "weights", "history", "how", *_KEPT} - set(content)): raise ValueError(f"it lacks {listing(missing)}")
     cls, config = registered(content["model"])
-    known = {f.name for f in fields(config)}
-    if odd := sorted(set(content["config"]) ^ known): raise ValueError(f"the configuration in {str(path)!r} does not fit this version of {content['model']}: {listing(odd)}")
+    if odd := sorted(set(content["config"]) ^ {f.name for f in fields(config)}): raise ValueError(f"its configuration does not fit this version of {content['model']}: {listing(odd)}")
     model = cls(config(**content["config"]))
     model.load_state_dict(content["weights"])
+    if bad := [k for k, v in model.state_dict().items() if not v.isfinite().all()]: raise ValueError(f"{listing(bad)} holds values that are not finite")
+    if content["genes"] is not None and len(content["genes"]) != content["config"].get("n_genes", len(content["genes"])): raise ValueError(f"it names {len(content['genes'])} genes and its network reads {content['config']['n_genes']}")
     kept = {k: tuple(content[k]) if k in ("train", "valid") else content[k] for k in _KEPT}
-    return Fitted(model.to(device_for(device)).eval(), pd.DataFrame(content["history"]), how=Training(**content["how"]), **kept)
+    return Fitted(model.eval(), pd.DataFrame(content["history"]), how=Training(**content["how"]), **kept)
 
 # %% ../nbs/03_training.ipynb #807d1a34
 def annotate(
