@@ -9,7 +9,7 @@ __all__ = []
 # %% ../nbs/50_init.ipynb #8af79804
 import importlib
 
-# %% ../nbs/50_init.ipynb #dfc3d4a3
+# %% ../nbs/50_init.ipynb #4fa33c47
 _NAMES = {
     "core": "check_cohort timepoints_of contrasts contrast_name contrast_pair",
     "simulation": "simulate_cohort config_for CohortConfig PRESETS EVALUATION_SEEDS NULL_SEEDS write_geo GEO_TRAPS",
@@ -18,10 +18,16 @@ _NAMES = {
     "training": "fit fit_many Training Job Fitted attention matrix_form state_loss register registered build save load annotate GeneProjection",
     "baselines": "Majority PatientLineage Logistic SelectGenes differential_expression deseq2 paired_differences moderated_t held_out_proba patient_accuracy patient_auroc",
     "inference": "audit explanations permute_libraries design_of studentise paired_scorer held_out_scorer p_values align_scores strata_of q_values stability nogueira power input_change as_ranking as_scanpy",
-    "plotting": "plot_cohort plot_composition plot_depth plot_accuracy plot_volcano plot_qq plot_null plot_audit plot_precision_recall plot_stability plot_top_genes plot_patients plot_reliability plot_gene_times",
+    "forecasting": "forecasts Forecasts NoChange MeanShift OwnLevel Ridge Network forecaster forecast_folds held_out_changes patient_changes forecast_table cross_gene_test change_loss",
+    "plotting": "plot_cohort plot_composition plot_depth plot_accuracy plot_volcano plot_qq plot_null plot_audit plot_precision_recall plot_stability plot_top_genes plot_patients plot_reliability plot_gene_times plot_forecast",
     "runs": "Run",
     "models.transformer": "TemporalTransformer TransformerConfig",
+    "models.lstm": "LSTM LSTMConfig LSTMLayer",
+    "models.bilstm": "BiLSTM BiLSTMConfig",
     "importance": "rank_genes integrated_gradients knockout contributions set_answer read_gmt group_masks fold_jobs held_out_fits held_out_mean score_fits network_scorer rank_scorer ranking_table Ranked",
+    "published": "run_published trajectories fit_published published_knockouts audit_published",
+    "earlier_genes": "rank_earlier_genes earlier_gene_scores partial_correlation cross_contributions",
+    "forecast_evaluation": "evaluate_forecast",
     "evaluation": "coverage reach predict_state evaluate_state evaluation_table prediction_table gene_times rank_state run_cohort run_demo audit_csv",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Cohort', 'Out', 'PatientKey', 'TimepointKey', 'Timepoints', 'CellTypeKey', 'MalignantKey', 'LineageKey',
-           'Seed', 'Resume', 'Debug', 'explain', 'main', 'options', 'run', 'audit', 'demo', 'simulate', 'convert']
+           'Seed', 'Resume', 'Debug', 'explain', 'main', 'options', 'run', 'audit', 'published', 'demo', 'simulate',
+           'convert']
 
 # %% ../nbs/40_cli.ipynb #fe29109b
 import json
@@ -127,7 +128,7 @@ Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Every ran
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, if it is the same run.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-# %% ../nbs/40_cli.ipynb #ac68fdc7
+# %% ../nbs/40_cli.ipynb #6f087bc0
 @app.command(short_help="Evaluate, rank genes against a null, audit the ranking.")
 def run(
     cohort: Cohort,                       # what to read
@@ -138,8 +139,8 @@ def run(
     cell_type_key: CellTypeKey = None,    # column of cell types
     malignant_key: MalignantKey = None,   # column of malignancy
     lineage_key: LineageKey = None,       # column of lineages
-    task: Annotated[str, typer.Option(metavar="NAME", help="What is predicted; 'state' is the timepoint of a bag of cells.")] = "state",
-    models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="Models to compare: majority, patient_lineage, technical (always run), logistic, paired_de, transformer; all, if left out.")] = None,
+    task: Annotated[str, typer.Option(metavar="A,B,C", callback=_names, help="What is predicted: state (the timepoint of a bag of cells), forecast (the change to the last timepoint), impute (the timepoints in between).")] = "state",
+    models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="Models to compare: majority, patient_lineage, technical (always run), logistic, paired_de, transformer (these, if left out), lstm, bilstm.")] = None,
     nulls: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="Permutations of libraries per ranking; 20 if left out (200 for paired_de at least). Each retrains every model on every fold, networks for 10 epochs; for accuracy they stop early.")] = None,
     seed: Seed = 0,                       # of everything random
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
@@ -169,6 +170,29 @@ def audit(
     read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
     from longaml.evaluation import audit_csv
     typer.echo(audit_csv(ranking, cohort, out, read=read)["summary"])
+
+# %% ../nbs/40_cli.ipynb #5c8e885c
+@app.command(short_help="The published protocol on your cohort, audited.")
+def published(
+    cohort: Cohort,                       # what to read
+    out: Out,                             # where results go
+    patient_key: PatientKey = None,       # column of patients
+    timepoint_key: TimepointKey = None,   # column of timepoints
+    timepoints: Timepoints = None,        # in order of time
+    cell_type_key: CellTypeKey = None,    # column of cell types
+    malignant_key: MalignantKey = None,   # column of malignancy
+    lineage_key: LineageKey = None,       # column of lineages
+    models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="Of transformer, lstm, bilstm; all, if left out.")] = None,
+    epochs: Annotated[int, typer.Option(metavar="N", min=1, help="Passes over the genes; 50 as published.")] = 50,
+    seed: Seed = 0,                       # of everything random
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    resume: Resume = False,               # go on with an earlier run
+    debug: Debug = False,                 # read by main
+):
+    "Run the published protocol (genes as samples, random labels) exactly, and say what its rankings measure (la.run_published)."
+    read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
+    from longaml.published import run_published
+    typer.echo(run_published(cohort, out, read=read, models=models, epochs=epochs, seed=seed, device=device, resume=resume)["summary"])
 
 # %% ../nbs/40_cli.ipynb #e825836c
 @app.command(short_help="Everything on a simulated cohort of 28 patients.")

@@ -321,7 +321,7 @@ def rank_genes(
     return rank_scorer(network_scorer(make, sets, jobs, how=how, **asked), design_of(sets), pd.DataFrame(change, index=np.unique(sets.patients), columns=names), level, model=name or found,
                        contrast=contrast_name(*sets.timepoints[::-1]), observed=None if fits is None else score_fits(fits, sets, **asked), seed=seed, **{"at_once": 5, **options})
 
-# %% ../nbs/20_importance.ipynb #6ef80d58
+# %% ../nbs/20_importance.ipynb #69f047b1
 def _untrained(model, sets, folds, seeds, seed, how):  # () -> network, seed -> jobs, Training, name, no fits
     make, name = ((lambda: build(model, sets)), model) if isinstance(model, str) else (model, getattr(model, "__name__", "network").strip("<>"))
     if not callable(make): raise TypeError(f"expected a model's name, a function that makes a network, or a list of Fitted; found {type(model).__name__}")
@@ -334,7 +334,7 @@ def _aligned_to(fits, sets):  # the sequences with the genes that trained networ
 def _trained(model, sets):  # the same for a list of Fitted, which keep their patients, seeds and options; None for anything else
     if not isinstance(model, (list, tuple)): return None
     if not any(set(sets.patients) - f.seen for f in model): raise ValueError("every patient trained or stopped each of these fits; a ranking needs fits that left patients out, such as those of la.held_out_fits")
-    if any(f.valid for f in model): log.warning("these networks were stopped early; true labels train longer than permuted ones, so that their p-values come out too small. Fits of equal length are calibrated.")
+    if any(f.valid for f in model): log.warning("these networks were stopped early; true labels train longer than permuted ones, so that their p-values can come out too small. Fits of equal length are calibrated.")
     first = model[0]
     if not hasattr(first.model, "config"): raise ValueError(f"{type(first.model).__name__} has no config, so it cannot be trained again for the null; pass a function that makes it")
     return (lambda: type(first.model)(first.model.config)), [Job(f.train, f.valid, f.seed) for f in model], first.how, getattr(first.model, "name", "network"), list(model)

@@ -69,13 +69,13 @@ def test_wrong_options(args, said, capsys, tmp_path, monkeypatch, evaluation):
 
 def test_run_hands_over_what_was_given(evaluation, capsys):
     assert main("run c.h5ad --out o --patient-key p --timepoint-key t --timepoints A,B --lineage-key l --models logistic,paired_t --nulls 30 --seed 4 --device cpu --resume".split()) == 0
-    assert evaluation.calls == [("run_cohort", ["c.h5ad", "o"], dict(read=dict(patient_key="p", timepoint_key="t", lineage_key="l", timepoints=["A", "B"]), task="state",
+    assert evaluation.calls == [("run_cohort", ["c.h5ad", "o"], dict(read=dict(patient_key="p", timepoint_key="t", lineage_key="l", timepoints=["A", "B"]), task=["state"],
                                                                      models=["logistic", "paired_t"], nulls=30, seed=4, device="cpu", resume=True))]
     assert capsys.readouterr().out == "summary of run_cohort\n"
 
 def test_defaults_leave_choices_to_the_library(evaluation):
     assert main("run c.tar --out o".split()) == main("demo".split()) == main("audit r.csv --cohort c --out o --timepoints A,B".split()) == 0
-    assert evaluation.calls == [("run_cohort", ["c.tar", "o"], dict(read={}, task="state", models=None, nulls=None, seed=0, device="auto", resume=False)),
+    assert evaluation.calls == [("run_cohort", ["c.tar", "o"], dict(read={}, task=["state"], models=None, nulls=None, seed=0, device="auto", resume=False)),
                                 ("run_demo", ["longaml-demo"], dict(seed=0, resume=False)), ("audit_csv", ["r.csv", "c", "o"], dict(read=dict(timepoints=["A", "B"])))]
 
 @pytest.mark.parametrize("error,code,said", [
