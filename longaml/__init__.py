@@ -9,7 +9,7 @@ __all__ = []
 # %% ../nbs/50_init.ipynb #8af79804
 import importlib
 
-# %% ../nbs/50_init.ipynb #4fa33c47
+# %% ../nbs/50_init.ipynb #47e63bf2
 _NAMES = {
     "core": "check_cohort timepoints_of contrasts contrast_name contrast_pair",
     "simulation": "simulate_cohort config_for CohortConfig PRESETS EVALUATION_SEEDS NULL_SEEDS write_geo GEO_TRAPS",
@@ -33,6 +33,7 @@ _NAMES = {
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_MODULES)
 
+# %% ../nbs/50_init.ipynb #6a62a844
 def __getattr__(name):
     if name in _MODULES: return getattr(importlib.import_module(f"longaml.{_MODULES[name]}"), name)
     import difflib

@@ -399,7 +399,14 @@ def _with_forecasts(result, adata, run, tasks, how, seed):  # the tables and the
         if table is not None: run.table(f"{name}.csv", table)
     return result | tables | {"summary": "\n".join([s for s in (result["summary"], *found["lines"]) if s])}
 
-# %% ../nbs/31_evaluation.ipynb #d0a630b8
+# %% ../nbs/31_evaluation.ipynb #2a130eed
+def _checked(task, models, nulls, device):  # the options of a run
+    tasks = [check_choice(t.strip(), TASKS, "task") for t in (task.split(",") if isinstance(task, str) else task)]
+    device_for(device)
+    if (nulls := 20 if nulls is None else int(nulls)) < 1: raise ValueError(f"nulls is {nulls}; a p-value needs at least 1 permutation, and 20 are recommended")
+    return {"task": ",".join(tasks), "models": chosen_models(models), "nulls": nulls, "halves": 10, "n_genes": 2000, "device": device}
+
+# %% ../nbs/31_evaluation.ipynb #aaec82dd
 def run_cohort(
     path,  # a cohort on disk; see read_cohort
     out,   # run directory
@@ -416,15 +423,12 @@ def run_cohort(
     from threadpoolctl import threadpool_limits
     from longaml.reading import read_cohort
     from longaml.runs import Run
-    tasks = [check_choice(t.strip(), TASKS, "task") for t in (task.split(",") if isinstance(task, str) else task)]
-    device_for(device)
-    if (nulls := 20 if nulls is None else int(nulls)) < 1: raise ValueError(f"nulls is {nulls}; a p-value needs at least 1 permutation, and 20 are recommended")
-    how = {"task": ",".join(tasks), "models": chosen_models(models), "nulls": nulls, "halves": 10, "n_genes": 2000, "device": device}
+    how = _checked(task, models, nulls, device)
     run = Run(out, command="run", params={**how, **_network_params(how["models"]), "read": read or {}}, inputs=[path], seed=seed, resume=resume)
     adata = read_cohort(path, **(read or {}))
     with threadpool_limits(1):  # many small fits: BLAS threads only get in each other's way
-        result = run_state(adata, run, seed=seed, **{k: v for k, v in how.items() if k != "task"}) if "state" in tasks else {"evaluation": None, "summary": ""}
-        if later := [t for t in TASKS if t in tasks and t != "state"]: result = _with_forecasts(result, adata, run, later, how, seed)
+        result = run_state(adata, run, seed=seed, **{k: v for k, v in how.items() if k != "task"}) if "state" in how["task"] else {"evaluation": None, "summary": ""}
+        if later := [t for t in TASKS[1:] if t in how["task"]]: result = _with_forecasts(result, adata, run, later, how, seed)
     run.finish({"summary": result["summary"].splitlines()})
     return result
 

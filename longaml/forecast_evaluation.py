@@ -75,7 +75,7 @@ def _figures(result, task, target, run, models):  # skill per patient; the forec
     log2 = 1 / np.log(2)
     run.figure(f"{task}-{target}-patient", pl.plot_forecast(observed.loc[patient] * log2, {m: predicted[m].loc[patient] * log2 for m in models}, title=f"{patient}: {'change to' if task == 'forecast' else 'imputed'} {target} (the patient of median skill of {models[-1]})"))
 
-# %% ../nbs/30_forecast_evaluation.ipynb #efccd6f0
+# %% ../nbs/30_forecast_evaluation.ipynb #7789d64e
 def _ranked(bagged, task, target, models, run, options):  # ranking of earlier genes by each model, and a sentence on each
     f, tables, lines = forecasts(bagged, target, task=task), [], []
     for model in models:
@@ -84,6 +84,7 @@ def _ranked(bagged, task, target, models, run, options):  # ranking of earlier g
         lines.append(f"  {model}: {int((table['q_value'] < 0.1).sum())} earlier genes at q < 0.1 (first: {', '.join(table['gene'].head(3))})")
     return tables, lines
 
+# %% ../nbs/30_forecast_evaluation.ipynb #28508780
 def run_forecasts(
     adata,  # a cohort
     run,    # a Run: where steps, tables and figures go

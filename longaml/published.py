@@ -416,7 +416,7 @@ def audit_published(
         out.loc[i, ["holds", "value", "threshold", "text"]] = [bool(a["low"] <= 1 / 3), a["accuracy"], 1 / 3, text]
     return out
 
-# %% ../nbs/21_published.ipynb #f7407054
+# %% ../nbs/21_published.ipynb #60a8a4f0
 def plot_pooled(
     pooled,  # from pooled_accuracy
     *,
@@ -430,6 +430,7 @@ def plot_pooled(
     ax.axvline(pooled["chance"].iloc[0], color="black", ls=":", lw=1)
     ax.set_yticks(y, pooled["model"]); ax.set_ylim(len(pooled) - 0.5, -0.5)
     ax.set(xlabel=f"accuracy over {int(pooled['genes'].iloc[0]):,} held-out genes (dotted: chance)")
+    ax.locator_params(axis="x", nbins=5)
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_title("Accuracy on random labels", fontsize=11, loc="left")
     return ax

@@ -411,7 +411,7 @@ def save(
     with atomic_path(path) as tmp, open(tmp, "wb") as f: torch.save(content, f)  # a handle: torch would write the temporary name into the file
     return Path(path)
 
-# %% ../nbs/03_training.ipynb #a427ca6b
+# %% ../nbs/03_training.ipynb #f1ca699e
 def load(
     path,  # a file written by `save`
     *,
@@ -424,6 +424,7 @@ def load(
     fitted.model.to(device)
     return fitted
 
+# %% ../nbs/03_training.ipynb #6386c088
 def _content(path):  # what a checkpoint holds, once its checksums agree
     refuse = f"{str(path)!r} is not a longaml model; expected a file written by la.save"
     try:
