@@ -9,7 +9,7 @@ __all__ = []
 # %% ../nbs/50_init.ipynb #8af79804
 import importlib
 
-# %% ../nbs/50_init.ipynb #47e63bf2
+# %% ../nbs/50_init.ipynb #06785d78
 _NAMES = {
     "core": "check_cohort timepoints_of contrasts contrast_name contrast_pair",
     "simulation": "simulate_cohort config_for CohortConfig PRESETS EVALUATION_SEEDS NULL_SEEDS write_geo GEO_TRAPS",
@@ -25,7 +25,7 @@ _NAMES = {
     "models.lstm": "LSTM LSTMConfig LSTMLayer",
     "models.bilstm": "BiLSTM BiLSTMConfig",
     "importance": "rank_genes integrated_gradients knockout contributions set_answer read_gmt group_masks fold_jobs held_out_fits held_out_mean score_fits network_scorer rank_scorer ranking_table Ranked",
-    "published": "run_published trajectories fit_published published_knockouts audit_published",
+    "published": "run_published trajectories fit_published published_knockouts audit_published pooled_accuracy",
     "earlier_genes": "rank_earlier_genes earlier_gene_scores partial_correlation cross_contributions",
     "forecast_evaluation": "evaluate_forecast",
     "evaluation": "coverage reach predict_state evaluate_state evaluation_table prediction_table gene_times rank_state run_cohort run_demo audit_csv",

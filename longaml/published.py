@@ -178,7 +178,7 @@ def _stacked_call(net, flat, x, *, at_once=2048):  # (fits, genes, 3) outputs of
     call = torch.func.vmap(lambda f, part: torch.func.functional_call(net, _named(net, f), (part[..., None],)))
     with torch.no_grad(), matrix_form(): return torch.cat([call(flat, part) for part in x.split(at_once, 1)], 1)
 
-# %% ../nbs/21_published.ipynb #30e3cfe7
+# %% ../nbs/21_published.ipynb #522572ac
 _TRACED = {}  # one step of training, by architecture and shape
 
 def _step(net, flat, x, y):  # gradients (fits, weights), losses and hits (fits,) of one batch, as traced operations
@@ -194,7 +194,8 @@ def _step(net, flat, x, y):  # gradients (fits, weights), losses and hits (fits,
     with warnings.catch_warnings(), matrix_form(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):  # what tracing draws must not count
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("error", message=".*(performance drop|batching rule).*")
-        return _TRACED.setdefault(key, torch.jit.trace(make_fx(step)(flat, x, y), (flat, x, y), check_trace=False))
+        graph = make_fx(step)(flat, x, y)
+        return _TRACED.setdefault(key, graph if x.is_cuda else torch.jit.trace(graph, (flat, x, y), check_trace=False))
 
 # %% ../nbs/21_published.ipynb #4005c9b2
 class _Adam:
@@ -322,8 +323,10 @@ def published_knockouts(
         rows.append(pd.DataFrame({"patient": p, "Gene": fit.data.genes, "accuracy_drop": accuracy, "f1_drop": f1, "prediction_changed": before != after, "output_change": (o - z).abs().mean(-1).numpy()}))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/21_published.ipynb #a9df481e
-def _file_name(patient): return re.sub(r"[^\w.-]+", "_", str(patient)).strip(".") or "patient"
+# %% ../nbs/21_published.ipynb #b1961a65
+def _file_name(patient):  # the patient's name, or one that a file can have and no other patient has
+    clean = re.sub(r"[^\w.-]+", "_", patient).strip("_.-")
+    return clean if clean == patient else f"{clean}-{derive_seed(0, patient) % 16**6:06x}"
 
 def evaluation_text(
     true, predicted,  # (rows,) labels of the test genes
@@ -492,7 +495,19 @@ def _published_tables(adata, data, fits, run, seed):  # tables of a run, written
     evaluation = evaluation[["task", "contrast", "model", "patient", "metric", "value", "chance"]]
     return {"ranking": ranking, "evaluation": evaluation, "accuracy": pooled, "patients": patients, "coverage": cover, "audit": verdicts}
 
-# %% ../nbs/21_published.ipynb #d4cd48ec
+# %% ../nbs/21_published.ipynb #523181c1
+def _chosen(models):  # the names of the models to run
+    names = list(dict.fromkeys(check_choice(m, PUBLISHED_MODELS, "model") for m in (PUBLISHED_MODELS if models is None else models)))
+    if not names: raise ValueError(f"no models are named; choose from {listing(PUBLISHED_MODELS)}, or leave models out for all")
+    return names
+
+def _write(run, fits, tables):  # the published files, the tables and the figures
+    from longaml.plotting import plot_audit
+    for fit in fits.values(): write_published(run, fit)
+    for name, table in tables.items(): run.table(f"{name}.csv", table)
+    for name, figure in {"audit": plot_audit(tables["audit"]), "accuracy": plot_pooled(tables["accuracy"]), "importance": plot_importance(fits)}.items(): run.figure(name, figure)
+
+# %% ../nbs/21_published.ipynb #2bc8cac0
 def run_published(
     path,  # a cohort on disk; see read_cohort
     out,   # run directory
@@ -507,10 +522,9 @@ def run_published(
 ) -> dict:  # tables and "summary"
     "Run the published protocol on a cohort, write the published files, and audit them."
     from threadpoolctl import threadpool_limits
-    from longaml.plotting import plot_audit
     from longaml.reading import read_cohort
     from longaml.runs import Run
-    names = [check_choice(m, PUBLISHED_MODELS, "model") for m in (PUBLISHED_MODELS if models is None else models)]
+    names = _chosen(models)
     check_choice(values, ("counts", "lognorm"), "values"); device_for(device)
     how = {"models": names, "epochs": int(epochs), "values": values, "device": device}
     run = Run(out, command="published", params={**how, "read": read or {}}, inputs=[path], seed=seed, resume=resume)
@@ -519,9 +533,7 @@ def run_published(
     with threadpool_limits(1):  # small steps: threads only get in each other's way
         fits = {m: _read_back(data, m, run.step(f"fit/{m}", lambda m=m: _kept(fit_published(data, m, epochs=epochs, seed=seed, device=device)))) for m in names}
         tables = _published_tables(adata, data, fits, run, seed)
-        for fit in fits.values(): write_published(run, fit)
-    for name, table in tables.items(): run.table(f"{name}.csv", table)
-    for name, figure in {"audit": plot_audit(tables["audit"]), "accuracy": plot_pooled(tables["accuracy"]), "importance": plot_importance(fits)}.items(): run.figure(name, figure)
+    _write(run, fits, tables)
     summary = summarise_published(data, tables["patients"], tables["audit"], adata.uns.get(UNS, {}).get("warnings", []))
     run.finish({"summary": summary.splitlines()})
     return tables | {"summary": summary}

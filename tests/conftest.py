@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 # before numpy or torch is imported, here and in every process a test starts
-os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", LONGAML_PROGRESS="0", MPLBACKEND="agg")
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", NUMBA_NUM_THREADS="1", LONGAML_PROGRESS="0", MPLBACKEND="agg")
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("LONGAML_DATA") or ROOT.parent / "shared" / "data").resolve()
 if DATA.is_dir(): os.environ["LONGAML_DATA"] = str(DATA)  # notebooks are run on a copy elsewhere

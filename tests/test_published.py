@@ -159,7 +159,7 @@ def test_cohorts_that_do_not_fit(simulated, tmp_path):
         (tmp_path/name).mkdir()
         with pytest.raises(ValueError, match=said): run(adata, tmp_path/name)
         assert not (tmp_path/name/"out").exists()
-    for how, said in ((dict(models=["gru"]), "model is 'gru'; expected one of: transformer, lstm, bilstm"), (dict(values="raw"), "values is 'raw'"), (dict(device="tpu"), "device is 'tpu'"), (dict(epochs=0), "at least 1")):
+    for how, said in ((dict(models=[]), "no models are named"), (dict(models=["gru"]), "model is 'gru'; expected one of: transformer, lstm, bilstm"), (dict(values="raw"), "values is 'raw'"), (dict(device="tpu"), "device is 'tpu'"), (dict(epochs=0), "at least 1")):
         with pytest.raises(ValueError, match=said): pub.run_published(tmp_path/"two"/"cohort.h5ad" if "epochs" not in how else tmp_path/"whole.h5ad", tmp_path/"no", **how) if "epochs" not in how else pub.fit_published(made(), "lstm", **how)
     assert not (tmp_path/"no").exists()
 
@@ -183,11 +183,14 @@ def test_log_normalised(simulated, tmp_path):
     assert np.allclose(pub.trajectories(adata).x, log.x, atol=1e-5) and not np.allclose(pub.trajectories(simulated).x, log.x, atol=1e-2)
 
 
-def test_an_awkward_name_of_a_patient(simulated, tmp_path):
-    adata = simulated.copy()
-    adata.obs["patient"] = adata.obs["patient"].cat.rename_categories({complete_of(simulated)[0]: "P 1/a"})
+def test_awkward_names_of_patients(simulated, tmp_path):
+    "Names that a file cannot have, and that would fall together, get files of their own."
+    adata, names = simulated.copy(), complete_of(simulated)
+    adata.obs["patient"] = adata.obs["patient"].cat.rename_categories({names[0]: "P 1/a", names[1]: "P_1_a", names[2]: "P:1:a"})
     result = run(adata, tmp_path, models=["transformer"])
-    assert "P 1/a" in set(result["patients"]["patient"]) and (tmp_path/"out"/"transformer"/"P_1_a_top_100_features.csv").exists()
+    assert {"P 1/a", "P_1_a", "P:1:a"} <= set(result["patients"]["patient"])
+    found = sorted(p.name for p in (tmp_path/"out"/"transformer").glob("P_1_a*_top_100_features.csv"))
+    assert len(found) == 3 and "P_1_a_top_100_features.csv" in found
 
 
 def complete_of(adata): return [p for p, t in adata.obs.groupby("patient", observed=True)["timepoint"].nunique().items() if t == 3]
