@@ -96,13 +96,13 @@ def exchanged(
         pick[i] = rng.choice(same if len(same) else theirs)
     return replace(f, x=f.x[pick], mask=f.mask[pick])
 
-# %% ../nbs/25_earlier_genes.ipynb #0e8cfc45
+# %% ../nbs/25_earlier_genes.ipynb #0cc3ca91
 def rank_earlier_genes(
     model,  # "ridge", "partial_correlation", or a registered model that reads sequences
     f,      # Forecasts
     *,
     nulls=20,  # exchanges of earlier visits
-    halves=6,  # half-cohorts for the stability of the top genes
+    halves=6,  # half-cohorts for the stability of the top genes; missing below 12 patients
     k=50,      # size of the top list for stability
     seed=0,    # every random number follows from it
     device="auto",  # of networks
@@ -121,10 +121,10 @@ def rank_earlier_genes(
     observed, null = align_scores(observed[read], null[:, read], strata_of(level[read], (change**2).mean(0)[read]))
     return Ranked(ranking_table(model, contrast, observed, null, pd.DataFrame(change[:, read], columns=np.asarray(f.genes)[read]), level[read], stable[read]), {"patients": len(set(f.patients)), "frequency": stable[read]}, null)
 
-# %% ../nbs/25_earlier_genes.ipynb #7f54aa4d
+# %% ../nbs/25_earlier_genes.ipynb #216ef957
 def _top_frequency(score, f, k, halves, seed):  # (G,) how often among the top k of random half-cohorts
     names, out = np.unique(f.patients), np.zeros(len(f.genes))
-    if len(names) < 8 or not halves: return np.full(len(out), np.nan)
+    if len(names) < 12 or not halves: return np.full(len(out), np.nan)
     for i in range(halves):
         s = score(f.of_patients(rng_for(seed, "half", i).permutation(names)[:len(names) // 2]))
         top = np.lexsort((rng_for(seed, "ties", i).random(len(s)), -s))[:k]
