@@ -390,9 +390,9 @@ def _network_params(models):  # what run.json says about the fits of networks
     if not set(models) & set(NETWORKS): return {}
     return {"networks": {"accuracy": STOPPING, "ranking": asdict(RANKING)}}
 
-# %% ../nbs/31_evaluation.ipynb #785587a6
+# %% ../nbs/31_evaluation.ipynb #fa6f3f34
 def _with_forecasts(result, adata, run, tasks, how, seed):  # the tables and the summary of a run, with those of the tasks that have an order
-    found = run_forecasts(adata, run, tasks=tasks, networks=[m for m in how["models"] if m in NETWORKS], nulls=how["nulls"], seed=seed, device=how["device"])
+    found = run_forecasts(adata, run, tasks=tasks, networks=[m for m in how["models"] if m in NETWORKS], nulls=how["nulls"], n_genes=how["n_genes"], seed=seed, device=how["device"])
     both = [t for t in (result["evaluation"], found["evaluation"]) if t is not None]
     tables = {"evaluation": pd.concat(both, ignore_index=True) if both else None, "forecast_tests": found["tests"], "earlier_genes": found["earlier_genes"]}
     for name, table in tables.items():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['evaluate_forecast', 'forecast_lines', 'run_forecasts']
 
-# %% ../nbs/30_forecast_evaluation.ipynb #f2afce94
+# %% ../nbs/30_forecast_evaluation.ipynb #403e5952
 from functools import partial
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 from .core import progress, timepoints_of
 from .earlier_genes import rank_earlier_genes
 from .forecasting import FORECASTERS, cross_gene_test, forecast_folds, forecast_table, forecaster, forecasts, held_out_changes, patient_changes
-from .preprocessing import bags
+from .preprocessing import bags, variable_genes
 
 # %% ../nbs/30_forecast_evaluation.ipynb #bd42ead8
 def evaluate_forecast(
@@ -75,16 +75,19 @@ def _figures(result, task, target, run, models):  # skill per patient; the forec
     log2 = 1 / np.log(2)
     run.figure(f"{task}-{target}-patient", pl.plot_forecast(observed.loc[patient] * log2, {m: predicted[m].loc[patient] * log2 for m in models}, title=f"{patient}: {'change to' if task == 'forecast' else 'imputed'} {target} (the patient of median skill of {models[-1]})"))
 
-# %% ../nbs/30_forecast_evaluation.ipynb #7789d64e
-def _ranked(bagged, task, target, models, run, options):  # ranking of earlier genes by each model, and a sentence on each
-    f, tables, lines = forecasts(bagged, target, task=task), [], []
+# %% ../nbs/30_forecast_evaluation.ipynb #2401d928
+def _asked(bagged, n_genes):  # the genes asked about; None: all
+    return None if bagged.n_vars <= n_genes else variable_genes(bagged, n_top=n_genes)
+
+def _ranked(bagged, task, target, models, run, genes, options):  # ranking of earlier genes by each model, and a sentence on each
+    f, tables, lines = forecasts(bagged, target, task=task, genes=genes), [], []
     for model in models:
         table = rank_earlier_genes(model, f, step=run.step, **options).table
         tables.append(table)
         lines.append(f"  {model}: {int((table['q_value'] < 0.1).sum())} earlier genes at q < 0.1 (first: {', '.join(table['gene'].head(3))})")
     return tables, lines
 
-# %% ../nbs/30_forecast_evaluation.ipynb #28508780
+# %% ../nbs/30_forecast_evaluation.ipynb #2ed4b1dd
 def run_forecasts(
     adata,  # a cohort
     run,    # a Run: where steps, tables and figures go
@@ -93,19 +96,21 @@ def run_forecasts(
     networks=("transformer",),  # registered models that read sequences
     nulls=20,       # exchanges per ranking of earlier genes
     halves=6,       # half-cohorts for its stability
+    n_genes=2000,   # most variable genes asked about; a cohort with fewer keeps all
     seed=0,         # every random number follows from it
     device="auto",  # of networks
 ) -> dict:  # "evaluation", "tests", "earlier_genes" tables and "lines"
     "Evaluate, test, rank and draw the tasks that have an order, step by step, into a run directory."
     bagged, how, networks = bags(adata, seed=seed), dict(seed=seed, device=device), list(networks)
+    genes = _asked(bagged, n_genes)
     tables, lines = {"evaluation": [], "tests": [], "earlier_genes": []}, []
     for task, target in [(t, x) for t in tasks for x in _targets(adata, t) or [None]]:
-        result = {"reason": "the cohort has no timepoint in between"} if target is None else _evaluated(bagged, target, task, networks, run, how)
+        result = {"reason": "the cohort has no timepoint in between"} if target is None else _evaluated(bagged, target, task, networks, run, how | {"genes": genes})
         if "reason" in result: lines.append(f"{task}{f' {target}' if target else ''}: not evaluated ({result['reason']})")
         else:
             for k in ("evaluation", "tests"): tables[k].append(result[k])
             _figures(result, task, target, run, ["mean_shift", "own_level", "ridge", *networks])
-            ranked, said = _ranked(bagged, task, target, ["partial_correlation", "ridge", *networks], run, dict(nulls=nulls, halves=halves, **how))
+            ranked, said = _ranked(bagged, task, target, ["partial_correlation", "ridge", *networks], run, genes, dict(nulls=nulls, halves=halves, **how))
             tables["earlier_genes"] += ranked
             lines += forecast_lines(result["evaluation"], result["tests"]) + said
     return {k: pd.concat(v, ignore_index=True) if v else None for k, v in tables.items()} | {"lines": lines}

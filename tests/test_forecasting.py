@@ -177,3 +177,16 @@ def test_the_same_run_again(run, cohort, tmp_path):
 def test_a_task_that_is_not_there(cohort, tmp_path, capsys):
     assert main(["run", str(cohort), "--out", str(tmp_path/"out"), "--task", "state,forcast"]) == 2
     assert "Did you mean 'forecast'?" in capsys.readouterr().err and not (tmp_path/"out").exists()
+
+
+@pytest.mark.slow
+def test_three_models_and_three_tasks(tmp_path):
+    "The whole command, as the issue has it: the same tables and figures for every task."
+    la.save_cohort(la.simulate_cohort("small", seed=5, n_patients=12), tmp_path/"cohort.h5ad")
+    assert main(["run", str(tmp_path/"cohort.h5ad"), "--out", str(tmp_path/"run"), "--models", "transformer,lstm,bilstm", "--task", "state,forecast,impute", "--nulls", "3"]) == 0
+    e = pd.read_csv(tmp_path/"run"/"evaluation.csv")
+    for task in ("state", "forecast", "impute"): assert {"transformer", "lstm", "bilstm"} <= set(e.loc[e["task"] == task, "model"])
+    assert {"transformer", "lstm", "bilstm"} == set(pd.read_csv(tmp_path/"run"/"ranking.csv")["model"])
+    names = {p.name for p in (tmp_path/"run"/"figures").iterdir()}
+    assert {"forecast-REL-skill.png", "impute-REM-skill.png", "accuracy.png", "volcano-lstm-REL_vs_DX.png", "volcano-bilstm-REL_vs_DX.png"} <= names
+    assert {f"{m}-REL_vs_DX.pt" for m in ("transformer", "lstm", "bilstm")} <= {p.name for p in (tmp_path/"run"/"models").iterdir()}
