@@ -87,7 +87,7 @@ def _ranked(bagged, task, target, models, run, genes, options):  # ranking of ea
         lines.append(f"  {model}: {int((table['q_value'] < 0.1).sum())} earlier genes at q < 0.1 (first: {', '.join(table['gene'].head(3))})")
     return tables, lines
 
-# %% ../nbs/30_forecast_evaluation.ipynb #2ed4b1dd
+# %% ../nbs/30_forecast_evaluation.ipynb #d8689ce2
 def run_forecasts(
     adata,  # a cohort
     run,    # a Run: where steps, tables and figures go
@@ -102,8 +102,7 @@ def run_forecasts(
 ) -> dict:  # "evaluation", "tests", "earlier_genes" tables and "lines"
     "Evaluate, test, rank and draw the tasks that have an order, step by step, into a run directory."
     bagged, how, networks = bags(adata, seed=seed), dict(seed=seed, device=device), list(networks)
-    genes = _asked(bagged, n_genes)
-    tables, lines = {"evaluation": [], "tests": [], "earlier_genes": []}, []
+    genes, tables, lines = _asked(bagged, n_genes), {"evaluation": [], "tests": [], "earlier_genes": []}, []
     for task, target in [(t, x) for t in tasks for x in _targets(adata, t) or [None]]:
         result = {"reason": "the cohort has no timepoint in between"} if target is None else _evaluated(bagged, target, task, networks, run, how | {"genes": genes})
         if "reason" in result: lines.append(f"{task}{f' {target}' if target else ''}: not evaluated ({result['reason']})")

@@ -495,11 +495,12 @@ def _published_tables(adata, data, fits, run, seed):  # tables of a run, written
     evaluation = evaluation[["task", "contrast", "model", "patient", "metric", "value", "chance"]]
     return {"ranking": ranking, "evaluation": evaluation, "accuracy": pooled, "patients": patients, "coverage": cover, "audit": verdicts}
 
-# %% ../nbs/21_published.ipynb #523181c1
-def _chosen(models):  # the names of the models to run
+# %% ../nbs/21_published.ipynb #2c103faa
+def _options(models, epochs, values, device):  # what a run is asked for
     names = list(dict.fromkeys(check_choice(m, PUBLISHED_MODELS, "model") for m in (PUBLISHED_MODELS if models is None else models)))
     if not names: raise ValueError(f"no models are named; choose from {listing(PUBLISHED_MODELS)}, or leave models out for all")
-    return names
+    check_choice(values, ("counts", "lognorm"), "values"); device_for(device)
+    return {"models": names, "epochs": int(epochs), "values": values, "device": device}
 
 def _write(run, fits, tables):  # the published files, the tables and the figures
     from longaml.plotting import plot_audit
@@ -507,7 +508,7 @@ def _write(run, fits, tables):  # the published files, the tables and the figure
     for name, table in tables.items(): run.table(f"{name}.csv", table)
     for name, figure in {"audit": plot_audit(tables["audit"]), "accuracy": plot_pooled(tables["accuracy"]), "importance": plot_importance(fits)}.items(): run.figure(name, figure)
 
-# %% ../nbs/21_published.ipynb #2bc8cac0
+# %% ../nbs/21_published.ipynb #acadc3bc
 def run_published(
     path,  # a cohort on disk; see read_cohort
     out,   # run directory
@@ -524,16 +525,12 @@ def run_published(
     from threadpoolctl import threadpool_limits
     from longaml.reading import read_cohort
     from longaml.runs import Run
-    names = _chosen(models)
-    check_choice(values, ("counts", "lognorm"), "values"); device_for(device)
-    how = {"models": names, "epochs": int(epochs), "values": values, "device": device}
+    how = _options(models, epochs, values, device)
     run = Run(out, command="published", params={**how, "read": read or {}}, inputs=[path], seed=seed, resume=resume)
-    adata = read_cohort(path, **(read or {}))
-    data = trajectories(adata, values=values, seed=seed)
+    data = trajectories(adata := read_cohort(path, **(read or {})), values=values, seed=seed)
     with threadpool_limits(1):  # small steps: threads only get in each other's way
-        fits = {m: _read_back(data, m, run.step(f"fit/{m}", lambda m=m: _kept(fit_published(data, m, epochs=epochs, seed=seed, device=device)))) for m in names}
-        tables = _published_tables(adata, data, fits, run, seed)
-    _write(run, fits, tables)
+        fits = {m: _read_back(data, m, run.step(f"fit/{m}", lambda m=m: _kept(fit_published(data, m, epochs=epochs, seed=seed, device=device)))) for m in how["models"]}
+        _write(run, fits, tables := _published_tables(adata, data, fits, run, seed))
     summary = summarise_published(data, tables["patients"], tables["audit"], adata.uns.get(UNS, {}).get("warnings", []))
     run.finish({"summary": summary.splitlines()})
     return tables | {"summary": summary}
