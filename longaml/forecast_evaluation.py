@@ -35,7 +35,7 @@ def evaluate_forecast(
     tests = pd.DataFrame([{"task": task, "contrast": target, "model": n, "patients": len(observed), **cross_gene_test(f, changes["own_level"], changes[n], folds, seed=seed)} for n in ("ridge", *networks)])
     return {"evaluation": forecast_table(observed, predicted, task=task, target=target), "tests": tests, "observed": observed, "predicted": predicted}
 
-# %% ../nbs/30_forecast_evaluation.ipynb #c4253879
+# %% ../nbs/30_forecast_evaluation.ipynb #6124767e
 def forecast_lines(
     evaluation,  # rows of `forecast_table`
     tests,       # rows of `cross_gene_test`
@@ -47,11 +47,11 @@ def forecast_lines(
         lines.append(f"{task}, {what}: skill over own-level regression in {rows['patient'].nunique()} held-out patients (0: as good as own level)")
         for model, v in rows.groupby("model", sort=False)["value"]: lines.append(f"  {model:<16} {v.mean():+.3f}  (patients: {v.min():+.3f} to {v.max():+.3f})")
         for t in tests[(tests["task"] == task) & (tests["contrast"] == target)].itertuples():
-            verdict = "says nothing about the patient it is for" if t.p_value >= 0.05 else "predicts the patient it is for" + ("" if t.skill > 0 else ", and still costs more than it gives")
+            verdict = "is not told apart from that of another patient" if t.p_value >= 0.05 else "fits its own patient better than others" + ("" if t.skill > 0 else ", and still costs more than it gives")
             lines.append(f"  {t.model}: its cross-gene part {verdict} (p {t.p_value:.2g} by exchange among patients)")
     return lines
 
-# %% ../nbs/30_forecast_evaluation.ipynb #75543f8d
+# %% ../nbs/30_forecast_evaluation.ipynb #6b9cfe56
 def _targets(adata, task):  # timepoints asked for
     times = timepoints_of(adata)
     return times[-1:] if task == "forecast" else times[1:-1]
@@ -61,8 +61,9 @@ def _packed(result):  # tables that a step can keep: patients as a column
 
 def _evaluated(bagged, target, task, networks, run, how):  # what evaluate_forecast gives, or the reason why not
     def one():
-        try: return _packed(evaluate_forecast(bagged, target, task=task, networks=networks, **how))
+        try: forecast_folds(forecasts(bagged, target, task=task, genes=how["genes"]).patients)  # too few patients or bags; any other error ends the run
         except ValueError as e: return {"reason": str(e)}
+        return _packed(evaluate_forecast(bagged, target, task=task, networks=networks, **how))
     return run.step(f"{task}/{target}/evaluate", one)
 
 # %% ../nbs/30_forecast_evaluation.ipynb #154f9d90

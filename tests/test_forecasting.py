@@ -179,6 +179,17 @@ def test_a_task_that_is_not_there(cohort, tmp_path, capsys):
     assert "Did you mean 'forecast'?" in capsys.readouterr().err and not (tmp_path/"out").exists()
 
 
+def test_a_failed_fit_is_not_taken_for_too_few_patients(tmp_path, monkeypatch):
+    "Too few patients are a line in the summary; a loss that becomes infinite ends the run."
+    from longaml import forecast_evaluation as fe
+    from longaml.runs import Run
+    def fails(*a, **k): raise ValueError("the loss became nan in epoch 1")
+    monkeypatch.setattr(fe, "evaluate_forecast", fails)
+    def go(n): return fe.run_forecasts(la.simulate_cohort("two_timepoints", seed=0, n_patients=n, n_genes=200, n_drivers=6, n_cells=80), Run(tmp_path/str(n), command="run", params={}, inputs=[], seed=0), networks=(), nulls=1)
+    assert "at least 6 are needed" in go(3)["lines"][0]
+    with pytest.raises(ValueError, match="loss became nan"): go(8)
+
+
 @pytest.mark.slow
 def test_three_models_and_three_tasks(tmp_path):
     "The whole command, as the issue has it: the same tables and figures for every task."
