@@ -9,7 +9,7 @@ __all__ = []
 # %% ../nbs/50_init.ipynb #8af79804
 import importlib
 
-# %% ../nbs/50_init.ipynb #06785d78
+# %% ../nbs/50_init.ipynb #a06c6ea1
 _NAMES = {
     "core": "check_cohort timepoints_of contrasts contrast_name contrast_pair",
     "simulation": "simulate_cohort config_for CohortConfig PRESETS EVALUATION_SEEDS NULL_SEEDS write_geo GEO_TRAPS",
@@ -19,7 +19,7 @@ _NAMES = {
     "baselines": "Majority PatientLineage Logistic SelectGenes differential_expression deseq2 paired_differences moderated_t held_out_proba patient_accuracy patient_auroc",
     "inference": "audit explanations permute_libraries design_of studentise paired_scorer held_out_scorer p_values align_scores strata_of q_values stability nogueira power input_change as_ranking as_scanpy",
     "forecasting": "forecasts Forecasts NoChange MeanShift OwnLevel Ridge Network forecaster forecast_folds held_out_changes patient_changes forecast_table cross_gene_test change_loss",
-    "plotting": "plot_cohort plot_composition plot_depth plot_accuracy plot_volcano plot_qq plot_null plot_audit plot_precision_recall plot_stability plot_top_genes plot_patients plot_reliability plot_gene_times plot_forecast",
+    "plotting": "plot_cohort plot_composition plot_depth plot_accuracy plot_volcano plot_qq plot_null plot_audit plot_precision_recall plot_stability plot_top_genes plot_patients plot_reliability plot_gene_times plot_forecast plot_responses plot_by_effect",
     "runs": "Run",
     "models.transformer": "TemporalTransformer TransformerConfig",
     "models.lstm": "LSTM LSTMConfig LSTMLayer",
@@ -30,6 +30,17 @@ _NAMES = {
     "forecast_evaluation": "evaluate_forecast",
     "evaluation": "coverage reach predict_state evaluate_state evaluation_table prediction_table gene_times rank_state run_cohort run_demo audit_csv",
 }
+
+# %% ../nbs/50_init.ipynb #dec69e3b
+_NAMES |= {
+    "perturb_simulation": "simulate_perturbseq perturb_config_for PerturbConfig PERTURB_PRESETS",
+    "perturbations": "as_perturbseq check_perturbseq pseudobulk_perturbations split_halves control_halves members_of measured_in",
+    "perturbation_prediction": "perturbation_folds PerturbationFold NoResponse MeanResponse AdditiveResponse NearestResponse changes_of score_response held_out_responses score_responses ceiling half_signal compare_with_mean effect_strata",
+    "models.lgem": "LGEM LGEMConfig LinearResponse solve_lgem choose_lgem gene_embedding perturbation_embedding perturbation_components",
+    "perturbation_evaluation": "evaluate_perturbations run_perturb predictor chosen_predictors",
+}
+
+# %% ../nbs/50_init.ipynb #e1d14160
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_MODULES)
 

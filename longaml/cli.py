@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Cohort', 'Out', 'PatientKey', 'TimepointKey', 'Timepoints', 'CellTypeKey', 'MalignantKey', 'LineageKey',
-           'Seed', 'Resume', 'Debug', 'explain', 'main', 'options', 'run', 'audit', 'published', 'demo', 'simulate',
-           'convert']
+           'Seed', 'Resume', 'Debug', 'explain', 'main', 'options', 'run', 'audit', 'published', 'perturb', 'demo',
+           'simulate', 'convert']
 
 # %% ../nbs/40_cli.ipynb #fe29109b
 import json
@@ -23,7 +23,7 @@ import typer
 
 from . import __version__
 
-# %% ../nbs/40_cli.ipynb #dd140128
+# %% ../nbs/40_cli.ipynb #f4e2bd51
 def _as_options(
     text,  # a message of the library
 ) -> str:
@@ -31,7 +31,9 @@ def _as_options(
     def times(m):
         names = m[1].replace("', '", ",").strip("'")
         return "--timepoints " + ("A,B,C" if names == "..." else f'"{names}"' if " " in names else names)
-    text = re.sub(r"\b(patient|timepoint|cell_type|malignant|lineage)_key=(\.\.\.( (?=\.))?)?", lambda m: f"--{m[1].replace('_', '-')}-key COLUMN", text)
+    text = re.sub(r"\b(control|separator)=\.\.\.( (?=\.))?", lambda m: f"--{m[1]} {'LABEL' if m[1] == 'control' else 'TEXT'}", text)
+    text = re.sub(r"\b(Lower )?min_cells\b", lambda m: f"{m[1] or ''}--min-cells", text).replace("n_folds is ", "--folds is ")
+    text = re.sub(r"\b(patient|timepoint|cell_type|malignant|lineage|perturbation|batch)_key=(\.\.\.( (?=\.))?)?", lambda m: f"--{m[1].replace('_', '-')}-key COLUMN", text)
     return re.sub(r"\btimepoints=\[([^\]]+)\]", times, text)
 
 # %% ../nbs/40_cli.ipynb #faffecbf
@@ -193,6 +195,29 @@ def published(
     read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
     from longaml.published import run_published
     typer.echo(run_published(cohort, out, read=read, models=models, epochs=epochs, seed=seed, device=device, resume=resume)["summary"])
+
+# %% ../nbs/40_cli.ipynb #c9e9c502
+@app.command(short_help="Predict unseen perturbations of a Perturb-seq screen, and judge it.")
+def perturb(
+    screen: Annotated[Path, typer.Argument(metavar="DATA.h5ad", show_default=False, help="Perturb-seq counts, cells x genes.")],
+    out: Out,                             # where results go
+    perturbation_key: Annotated[Optional[str], typer.Option(metavar="COLUMN", help="Column that says what was perturbed; 'perturbation' if left out.")] = None,
+    control: Annotated[Optional[str], typer.Option(metavar="LABEL", help="Label of unperturbed cells; 'control' if left out.")] = None,
+    batch_key: Annotated[Optional[str], typer.Option(metavar="COLUMN", help="Column that names the batch; perturbed cells are compared with controls of their own.")] = None,
+    separator: Annotated[Optional[str], typer.Option(metavar="TEXT", help="Between the members of a combination; '+' if left out.")] = None,
+    layer: Annotated[Optional[str], typer.Option(metavar="NAME", help="Layer with the counts.")] = None,
+    models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="no_change, mean, additive, nearest (always run), lgem, cross_attention (these too, if left out), lgem_random, lgem_identity, lgem_fixed, lgem_learnable, lgem_nonlinear, lgem_learnable_nonlinear.")] = None,
+    folds: Annotated[str, typer.Option(metavar="N", help="Folds over perturbed genes, or leave_one_out.")] = "5",
+    min_cells: Annotated[int, typer.Option(metavar="N", min=1, help="Perturbations with fewer cells are left out.")] = 10,
+    seed: Seed = 0,                       # of everything random
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    resume: Resume = False,               # go on with an earlier run
+    debug: Debug = False,                 # read by main
+):
+    "Predict perturbations that a model has not seen, and compare it with no change, the mean, the sum of the parts and the nearest perturbation (la.run_perturb)."
+    read = _given(perturbation_key=perturbation_key, control=control, batch_key=batch_key, separator=separator, layer=layer)
+    from longaml.perturbation_evaluation import run_perturb
+    typer.echo(run_perturb(screen, out, read=read, models=models, n_folds=folds, min_cells=min_cells, seed=seed, device=device, resume=resume)["summary"])
 
 # %% ../nbs/40_cli.ipynb #e825836c
 @app.command(short_help="Everything on a simulated cohort of 28 patients.")

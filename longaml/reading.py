@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['USUAL_NAMES', 'KNOWN_ORDER', 'TRUE_WORDS', 'FALSE_WORDS', 'UNKNOWN_WORDS', 'LIBRARY_NAMES', 'GEO_NAME', 'GEO_NUMBERS',
-           'GEO_LEFT_OUT', 'TENX', 'GEO_HINT', 'GSE235063_URL', 'value_kind', 'as_cohort', 'read_cohort', 'save_cohort',
-           'fetch_gse235063']
+           'GEO_LEFT_OUT', 'TENX', 'GEO_HINT', 'GSE235063_URL', 'value_kind', 'choose_matrix', 'as_cohort', 'read_h5ad',
+           'read_cohort', 'save_cohort', 'fetch_gse235063']
 
 # %% ../nbs/02_reading.ipynb #74f929c6
 import contextlib
@@ -66,8 +66,12 @@ def _refuse(adata, slot, X, var, kind, at):  # the error for values that are nei
     if kind == "negative": raise ValueError(f"{where}: values below zero are scaled, not counts. {advice}")
     raise ValueError(f"fractional counts: {where}, among whole numbers. Counts must be whole; corrected counts fit no count model. {advice}")
 
-# %% ../nbs/02_reading.ipynb #b965e6c6
-def _choose_matrix(adata, layer):  # (slot, CSR float32 copy, its var, "counts" or "lognorm")
+# %% ../nbs/02_reading.ipynb #a1cf4be2
+def choose_matrix(
+    adata,  # AnnData
+    layer,  # the layer named by the user, or None
+) -> tuple:  # slot, CSR float32 copy, its `var`, "counts" or "lognorm"
+    "The matrix to read: counts where there are any, else log-normalised values; anything else is refused."
     options = _slots(adata, layer)
     if options[-1][1] is None: raise ValueError(f"the AnnData has no X. Name the layer that holds counts with layer=...; the layers are: {listing(adata.layers)}")
     for slot, X, var in options:
@@ -259,7 +263,7 @@ def _finish(X, obs, var, *, kind, keys, timepoints, gene_symbols=None, notes=(),
     for n in [n for n in dict.fromkeys(notes) if n not in said]: log.warning(n)
     return check_cohort(adata)
 
-# %% ../nbs/02_reading.ipynb #2ee277c4
+# %% ../nbs/02_reading.ipynb #009e3a4d
 def as_cohort(
     adata,               # AnnData; rows are cells, or bulk samples (one per patient and timepoint)
     *,
@@ -276,7 +280,7 @@ def as_cohort(
     if not hasattr(adata, "obs") or not hasattr(adata, "layers"): raise TypeError(f"expected an AnnData, found {type(adata).__name__}. Read a file with la.read_cohort(path).")
     if adata.isbacked: adata = adata.to_memory()
     if adata.n_obs == 0: raise ValueError("the AnnData has no rows")
-    slot, X, var, kind = _choose_matrix(adata, layer)
+    slot, X, var, kind = choose_matrix(adata, layer)
     before = dict(adata.uns.get(UNS, {}))
     keys = {PATIENT: patient_key, TIMEPOINT: timepoint_key, CELL_TYPE: cell_type_key, MALIGNANT: malignant_key, LINEAGE: lineage_key}
     keep = {k: v for k, v in adata.uns.items() if k == "truth" or k.endswith("_colors")}
@@ -612,11 +616,16 @@ def _read_tenx(sheet, *, keys, timepoints, **how):
     libraries = [_Library(str(r[SAMPLE]), _tenx_files(sheet.parent / r[where]), {c: r[c] for c in table if c != "folder"}) for _, r in table.iterrows()]
     return _read_libraries(libraries, _tenx_rows_of, keys=keys, timepoints=timepoints, layout="10x", **how)
 
-# %% ../nbs/02_reading.ipynb #766266c4
+# %% ../nbs/02_reading.ipynb #629834e0
 GEO_HINT = "GEO files (GSM7494257_AML16_DX_processed_matrix.mtx.gz and its companions)"
 
-def _read_h5ad(path):  # an AnnData; damage is reported with the file's name
+def read_h5ad(
+    path,  # a file
+):  # AnnData
+    "An AnnData from a file; damage is reported with the file's name."
     import anndata
+    path = Path(path)
+    if not path.exists(): raise FileNotFoundError(f"{path} does not exist. Check the spelling, and the folder this is run from.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try: return anndata.read_h5ad(path)
@@ -638,7 +647,7 @@ def _read_tar(path, how):
         if not any(GEO_NAME.match(f.name) for f in files): raise FileNotFoundError(f"{path.name} has no {GEO_HINT}; it has: {listing(f.name for f in files)}")
         return _read_geo(files, **how)
 
-# %% ../nbs/02_reading.ipynb #4cc693ae
+# %% ../nbs/02_reading.ipynb #20be34b1
 def read_cohort(
     path,                # a GEO .tar or the folder of its files, an .h5ad, a folder of 10x folders with a sample sheet, or the sheet
     *,
@@ -661,7 +670,7 @@ def read_cohort(
     if path.suffix == ".tar": return _read_tar(path, how)
     if path.suffix == ".csv": return _read_tenx(path, **how)
     if path.suffix != ".h5ad": raise ValueError(f"{path.name}: expected a .tar or folder in the GEO layout, an .h5ad, or a folder of 10x folders with a sample sheet (.csv)")
-    adata = as_cohort(_read_h5ad(path), layer=layer, gene_symbols=gene_symbols, timepoints=timepoints, **{f"{role}_key": k for role, k in keys.items()})
+    adata = as_cohort(read_h5ad(path), layer=layer, gene_symbols=gene_symbols, timepoints=timepoints, **{f"{role}_key": k for role, k in keys.items()})
     adata.uns[UNS].update(source=path.name, layout="h5ad")
     return adata
 
