@@ -31,12 +31,13 @@ _NAMES = {
     "evaluation": "coverage reach predict_state evaluate_state evaluation_table prediction_table gene_times rank_state run_cohort run_demo audit_csv",
 }
 
-# %% ../nbs/50_init.ipynb #dec69e3b
+# %% ../nbs/50_init.ipynb #d8a6dc77
 _NAMES |= {
     "perturb_simulation": "simulate_perturbseq perturb_config_for PerturbConfig PERTURB_PRESETS",
-    "perturbations": "as_perturbseq check_perturbseq pseudobulk_perturbations split_halves control_halves members_of measured_in",
+    "perturbations": "as_perturbseq check_perturbseq pseudobulk_perturbations split_halves control_halves members_of measured_in sums_by_code log_profiles",
     "perturbation_prediction": "perturbation_folds PerturbationFold NoResponse MeanResponse AdditiveResponse NearestResponse changes_of score_response held_out_responses score_responses ceiling half_signal compare_with_mean effect_strata",
     "models.lgem": "LGEM LGEMConfig LinearResponse solve_lgem choose_lgem gene_embedding perturbation_embedding perturbation_components",
+    "models.perturbation": "CrossAttention PerturbationTransformer PerturbationConfig AttentionBlock PerturbationPairs perturbation_pairs perturbation_start perturbation_loss expressed_variable_genes token_places",
     "perturbation_evaluation": "evaluate_perturbations run_perturb predictor chosen_predictors",
 }
 

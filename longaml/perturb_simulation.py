@@ -138,7 +138,7 @@ def _cells(c, base, T, shift, batch, panel, effects, nuisance, rng):  # CSR coun
     mean = rng.lognormal(np.log(c.umis), 0.35, (n, 1)) * e / e.sum(1, keepdims=True)
     return sp.csr_matrix(rng.poisson(mean * rng.gamma(1 / c.dispersion, c.dispersion, mean.shape)), dtype=np.float32)
 
-# %% ../nbs/01_perturb_simulation.ipynb #ae6fbaa8
+# %% ../nbs/01_perturb_simulation.ipynb #ed9bdcc4
 def simulate_perturbseq(
     preset="realistic",  # a name in `PERTURB_PRESETS`, or a PerturbConfig
     *,
@@ -146,7 +146,6 @@ def simulate_perturbseq(
     **changes,  # fields of PerturbConfig, such as n_cells=30
 ):  # AnnData: counts in `X` (CSR, float32); `obs`: perturbation, batch; `varm["measured"]`; `uns`: truth, true_change, network
     "A Perturb-seq screen of a planted regulatory network, and the truth about it."
-    import anndata
     c = perturb_config_for(preset, **changes)
     A, base, programme, inert = _network(c, rng_for(seed, "network"))
     names = np.array([f"REG{r + 1}" for r in range(c.n_regulators)] + [f"GENE{g + 1}" for g in range(c.n_genes - c.n_regulators)])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PERTURBATION', 'BATCH', 'CONTROL', 'MEASURED', 'CHANGE', 'members_of', 'join_members', 'as_perturbseq',
-           'check_perturbseq', 'control_label', 'measured_in', 'pseudobulk_perturbations', 'split_halves',
-           'control_halves']
+           'check_perturbseq', 'control_label', 'measured_in', 'sums_by_code', 'log_profiles',
+           'pseudobulk_perturbations', 'split_halves', 'control_halves']
 
 # %% ../nbs/03_perturbations.ipynb #22836a41
 import numpy as np
@@ -123,30 +123,43 @@ def measured_in(
     if MEASURED in adata.varm: return adata.varm[MEASURED][batches]
     return pd.DataFrame(True, index=adata.var_names, columns=batches)
 
-# %% ../nbs/03_perturbations.ipynb #e64d0d91
-def _sums(X, rows, code, n):  # (n, genes) dense sums of rows by code
+# %% ../nbs/03_perturbations.ipynb #fb1b1c21
+def sums_by_code(
+    X,     # CSR (cells, genes)
+    rows,  # (k,) cells
+    code,  # (k,) which sum each of them goes into
+    n,     # how many sums
+) -> np.ndarray:  # (n, genes)
+    "Sums of cells."
     pick = sp.csr_matrix((np.ones(len(rows), X.dtype), (code, rows)), shape=(n, X.shape[0]))
     return (pick @ X).toarray().astype(np.float64)
 
-def _profile(sums, on, cells, counted):  # log1p per 10,000 of each row (counts), or the mean (log-normalised values); genes off the panel NaN
+def log_profiles(
+    sums,     # (n, genes) sums of cells
+    on,       # (genes,) bool, on the batch's panel
+    cells,    # (n,) cells in each sum
+    counted,  # True: sums of counts; False: of log-normalised values
+) -> np.ndarray:  # (n, genes); NaN where a gene is not on the panel
+    "log1p counts per 10,000 of each sum, or the mean of log-normalised values."
     sums = np.where(on, sums, 0)
     values = np.log1p(1e4 * sums / np.maximum(sums.sum(1, keepdims=True), 1e-12)) if counted else sums / np.maximum(cells, 1)[:, None]
     return np.where(on, values, np.nan)
 
+# %% ../nbs/03_perturbations.ipynb #d101c9b0
 def _draws(rng, pool, sizes, draws):  # (rows, code): `draws` sets of control cells for every size
     sets = [rng.permutation(pool)[:n] if n <= len(pool) else rng.choice(pool, n) for n in np.repeat(sizes, draws)]
     return np.concatenate(sets), np.repeat(np.arange(len(sets)), [len(s) for s in sets])
 
-# %% ../nbs/03_perturbations.ipynb #9564f52a
+# %% ../nbs/03_perturbations.ipynb #40cbae61
 def _batch_changes(X, code, names, on, counted, draws, rng):  # cells (P,), changes (P, genes), control profile (genes,) of one batch; `code` 0: control
     pool, cells = np.flatnonzero(code == 0), np.bincount(code, minlength=len(names) + 1)[1:]
     rows = np.flatnonzero(code > 0)
-    own = _profile(_sums(X, rows, code[rows] - 1, len(names)), on, cells, counted)
-    control = _profile(_sums(X, pool, np.zeros(len(pool), int), 1), on, np.array([len(pool)]), counted)[0]
+    own = log_profiles(sums_by_code(X, rows, code[rows] - 1, len(names)), on, cells, counted)
+    control = log_profiles(sums_by_code(X, pool, np.zeros(len(pool), int), 1), on, np.array([len(pool)]), counted)[0]
     if not counted: return cells, own - control, control
     sizes, back = np.unique(cells, return_inverse=True)
     at, which = _draws(rng, pool, np.maximum(sizes, 1), draws)
-    matched = _profile(_sums(X, at, which, len(sizes) * draws), on, None, True).reshape(len(sizes), draws, -1).mean(1)
+    matched = log_profiles(sums_by_code(X, at, which, len(sizes) * draws), on, None, True).reshape(len(sizes), draws, -1).mean(1)
     return cells, own - matched[back], control
 
 def _weighted(parts, cells):  # mean over batches, weighted by cells, of the batches that have the gene
@@ -154,14 +167,14 @@ def _weighted(parts, cells):  # mean over batches, weighted by cells, of the bat
     total = w.sum(0)
     return np.where(total > 0, (w * np.nan_to_num(np.stack(parts))).sum(0) / np.maximum(total, 1e-12), np.nan)
 
-# %% ../nbs/03_perturbations.ipynb #272c5a3e
+# %% ../nbs/03_perturbations.ipynb #cef1138d
 def _z_scores(X, counted, codes, n, on):  # (perturbations, genes): Welch's statistic of log-normalised cells, batches combined by their cells
     L = (log_per_10k(X) if counted else X).astype(np.float64)  # variances are small differences of sums
     top, low, weight = 0.0, 0.0, 0.0
     for code, panel in zip(codes, on):
         rows = np.flatnonzero(code >= 0)
         cells = np.bincount(code[rows], minlength=n + 1)[:, None].astype(float)
-        mean, square = (_sums(v, rows, code[rows], n + 1) / np.maximum(cells, 1) for v in (L, L.power(2)))
+        mean, square = (sums_by_code(v, rows, code[rows], n + 1) / np.maximum(cells, 1) for v in (L, L.power(2)))
         spread = np.maximum(square - mean**2, 0)
         w = np.where((cells[1:] > 1) & panel, cells[1:], 0)
         both = (spread[1:] * cells[1:] + spread[0] * cells[0]) / np.maximum(cells[1:] + cells[0] - 2, 1)  # a gene that no perturbed cell has still varies

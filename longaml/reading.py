@@ -616,7 +616,7 @@ def _read_tenx(sheet, *, keys, timepoints, **how):
     libraries = [_Library(str(r[SAMPLE]), _tenx_files(sheet.parent / r[where]), {c: r[c] for c in table if c != "folder"}) for _, r in table.iterrows()]
     return _read_libraries(libraries, _tenx_rows_of, keys=keys, timepoints=timepoints, layout="10x", **how)
 
-# %% ../nbs/02_reading.ipynb #629834e0
+# %% ../nbs/02_reading.ipynb #d8e1822a
 GEO_HINT = "GEO files (GSM7494257_AML16_DX_processed_matrix.mtx.gz and its companions)"
 
 def read_h5ad(
@@ -631,6 +631,7 @@ def read_h5ad(
         try: return anndata.read_h5ad(path)
         except Exception as e: raise ValueError(f"{path.name} cannot be read as h5ad ({type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}). Is it complete?") from e
 
+# %% ../nbs/02_reading.ipynb #1fc8fa09
 def _read_folder(path, how):  # a folder: GEO files, or 10x folders with a sample sheet
     files = _folder_files(path)
     if any(GEO_NAME.match(f.name) for f in files): return _read_geo(files, **how)

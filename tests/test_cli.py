@@ -9,7 +9,7 @@ from longaml.cli import explain, main
 from tools import ROOT, python
 
 HEAVY = ["torch", "scanpy", "anndata", "pandas", "numpy", "matplotlib", "sklearn", "scipy"]
-COMMANDS = ["demo", "run", "simulate", "convert", "audit"]
+COMMANDS = ["demo", "run", "simulate", "convert", "audit", "published", "perturb"]
 
 @pytest.fixture
 def evaluation(monkeypatch):
@@ -40,7 +40,7 @@ def test_help_names_every_command_and_option(capsys):
     text = capsys.readouterr().out
     assert all(c in text for c in COMMANDS) and "..." not in text.split("Commands:")[1]
     wanted = {"run": "--out --patient-key --timepoint-key --timepoints --cell-type-key --lineage-key --task --models --nulls --seed --device --resume",
-              "simulate": "--preset --patients --genes --cells --drivers --seed --null", "audit": "--cohort --out", "convert": "--patient-key --timepoints", "demo": "--out --seed"}
+              "simulate": "--preset --patients --genes --cells --drivers --seed --null", "audit": "--cohort --out", "convert": "--patient-key --timepoints", "demo": "--out --seed", "perturb": "--out --perturbation-key --control --batch-key --separator --layer --models --folds --min-cells --seed --device --resume"}
     for command, options in wanted.items():
         assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_no_arguments_show_the_help(capsys):
     ("runn", "runn"), ("--nope", "--nope"), ("run", "COHORT"), ("run x", "--out"), ("run x --out y --nulls many", "--nulls"), ("run x --out y --nulls -1", "--nulls"), ("run x --out y --seed -1", "--seed"),
     ("run x --out y --patientkey z", "--patientkey"), ("run x y --out z", "y"), ("run x --out y --timepoints A,,B", "--timepoints': 'A,,B' is not a list"), ("run x --out y --timepoints A,B,A", "'A' more than once"),
     ("run x --out y --models ,", "--models"), ("simulate", "OUT"), ("simulate o --patients 1", "--patients"), ("simulate o --cells 0", "--cells"), ("simulate o --null yes", "yes"), ("convert x", "OUT.h5ad"),
-    ("convert x y.csv", "ends in .h5ad"), ("audit r.csv --out o", "--cohort"), ("audit --cohort c --out o", "RANKING.csv")])
+    ("convert x y.csv", "ends in .h5ad"), ("audit r.csv --out o", "--cohort"), ("perturb", "DATA.h5ad"), ("perturb x", "--out"), ("perturb x --out y --min-cells 0", "--min-cells"), ("perturb x --out y --models ,", "--models"), ("audit --cohort c --out o", "RANKING.csv")])
 def test_wrong_options(args, said, capsys, tmp_path, monkeypatch, evaluation):
     monkeypatch.chdir(tmp_path)
     assert main(args.split()) == 2

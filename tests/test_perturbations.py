@@ -10,6 +10,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -45,6 +46,64 @@ def test_a_held_out_change_is_not_seen(name, learn, seed):
     for layer in other.layers: other.layers[layer][held] = 100 * rng_for(seed).normal(size=(held.sum(), learn.n_vars))
     a, b = (la.held_out_responses(PREDICTORS[name], x, [fold])[0] for x in (learn, other))
     pd.testing.assert_frame_equal(a, b)
+
+
+def quick(**options): return la.CrossAttention(**{"epochs": 2, "max_bags": 1, "width": 8, "missing": "mean", "device": "cpu", **options})
+
+
+@settings(FEW, max_examples=3)
+@given(seed=SEEDS)
+def test_cross_attention_never_meets_a_held_out_cell(screen, learn, seed):
+    "Counts and changes of what is held out may be anything: the same predictions to the last bit."
+    fold = la.perturbation_folds(learn.obs_names, seed=seed % 7)[0]
+    spoilt, other, held = screen.copy(), learn.copy(), np.isin(learn.obs_names, list(fold.test))
+    rows = screen.obs["perturbation"].isin(list(fold.test)).to_numpy()
+    X = spoilt.X.toarray()
+    X[rows] = rng_for(seed).poisson(5, X[rows].shape)
+    spoilt.X = sp.csr_matrix(X)
+    for layer in other.layers: other.layers[layer][held] = 100 * rng_for(seed).normal(size=(held.sum(), learn.n_vars))
+    a, b = (la.held_out_responses(quick, x, [fold], cells=c)[0] for x, c in ((learn, screen), (other, spoilt)))
+    pd.testing.assert_frame_equal(a, b)
+
+
+@given(seed=SEEDS)
+@FEW
+def test_masked_genes_count_for_nothing(seed):
+    "What stands in an unmeasured gene changes neither prediction nor loss, and gets no gradient; nor do its row of the embedding (unless perturbed) and of the readout."
+    torch.manual_seed(seed % 1000)
+    rng, net = rng_for(seed), la.PerturbationTransformer(la.PerturbationConfig(n_genes=7, members=2, width=8, dropout=0.0))
+    for p in net.parameters(): torch.nn.init.normal_(p, std=0.3)
+    x, y = (torch.as_tensor(rng.random((5, 7)), dtype=torch.float32) for _ in range(2))
+    measured = torch.ones(5, 7, dtype=torch.bool)
+    measured[:, [2, 4]] = False
+    tokens = torch.as_tensor(rng.choice([0, 1, 3, 5, 6], (5, 2)))
+    other = torch.where(measured, x, torch.as_tensor(50 * rng.random((5, 7)), dtype=torch.float32))
+    x.requires_grad_()
+    out = net(x, measured, tokens)
+    assert torch.equal(out, net(other, measured, tokens))
+    la.perturbation_loss(out, {"change": y, "measured": measured}).sum().backward()
+    assert x.grad[~measured].abs().max() == 0 and x.grad[measured].abs().max() > 0
+    assert net.readout.grad[[2, 4]].abs().max() == 0 and net.offset.grad[[2, 4]].abs().max() == 0
+
+
+@given(seed=SEEDS)
+@FEW
+def test_the_order_of_members_does_not_matter(seed):
+    torch.manual_seed(seed % 1000)
+    net = la.PerturbationTransformer(la.PerturbationConfig(n_genes=9, members=3, width=8)).eval()
+    for p in net.parameters(): torch.nn.init.normal_(p, std=0.3)
+    x, tokens = torch.rand(4, 9), torch.as_tensor(rng_for(seed).permutation(9)[None, :3]).repeat(4, 1)
+    with torch.no_grad(): torch.testing.assert_close(net(x, x >= 0, tokens), net(x, x >= 0, tokens[:, [2, 0, 1]]), atol=1e-5, rtol=1e-4)
+
+
+def test_cross_attention_knows_whom_it_does_not_know(screen, learn, tmp_path):
+    model = quick().fit(learn, screen)
+    read = next(g for g in learn.var_names if g.startswith("GENE"))
+    assert list(model.flagged(["NOBODY", f"{read}+NOBODY", read])) == [True, True, False]
+    np.testing.assert_allclose(model.predict(["NOBODY"]), la.MeanResponse().fit(learn).predict(["NOBODY"]), atol=1e-6)
+    with pytest.raises(ValueError, match="NOBODY"): quick(missing="error").fit(learn, screen).predict([f"{read}+NOBODY"])
+    restored = la.load(la.save(model.fitted, tmp_path / "cross.pt"))
+    np.testing.assert_array_equal(restored.predict(model.pairs), model.fitted.predict(model.pairs))
 
 
 @pytest.mark.parametrize("name", [*RESPONSES, "lgem"])  # the initial weights of a trained one follow the order of genes
@@ -318,3 +377,15 @@ def test_thp1_leave_one_out_covers_what_is_read_out(thp1):
     mean, _ = la.held_out_responses(la.MeanResponse, learn, folds)
     pd.testing.assert_frame_equal(predicted[flagged], mean[flagged])
     with pytest.raises(ValueError, match="IFNGR1 are not among the 299 genes"): la.LinearResponse(k=5, ridge=1.0).fit(learn).predict(["IFNGR1"])
+
+
+@pytest.mark.slow
+def test_thp1_by_the_command_with_every_model(shared_data, thp1, tmp_path):
+    "Real data, the default models: tables for both kinds of question, and no model claims more than it can."
+    path, out = tmp_path / "thp1.h5ad", tmp_path / "out"
+    thp1.write_h5ad(path)
+    assert main(["perturb", str(path), "--control", "non-targeting", "--out", str(out)]) == 0
+    table = pd.read_csv(out / "comparison.csv")
+    assert set(table["split"]) == {"single", "not_read_out"} and {"lgem", "cross_attention"} <= set(table["model"])
+    rows = table.query("split == 'single' and metric == 'l2_without_target' and model in ['additive', 'mean']")
+    assert (rows["better_than_mean"].abs() < 1e-9).all() and (rows["perturbations"] == 9).all()

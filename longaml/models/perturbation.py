@@ -6,7 +6,7 @@
 __all__ = ['expressed_variable_genes', 'PerturbationPairs', 'token_places', 'perturbation_pairs', 'PerturbationConfig',
            'AttentionBlock', 'PerturbationTransformer', 'perturbation_loss', 'perturbation_start', 'CrossAttention']
 
-# %% ../../nbs/16_perturbation.ipynb #2d64e9e1
+# %% ../../nbs/16_perturbation.ipynb #1c9c4552
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,18 +15,18 @@ import scipy.sparse as sp
 import torch
 from torch import nn
 
-from ..core import UNS, check_choice, derive_seed, input_kind, listing, rng_for
-from ..perturbations import BATCH, CHANGE, CONTROL, MEASURED, PERTURBATION, _profile, _sums, check_perturbseq, control_label, measured_in, members_of
+from ..core import check_choice, derive_seed, input_kind, listing, rng_for
+from ..perturbations import BATCH, CHANGE, PERTURBATION, check_perturbseq, control_label, log_profiles, measured_in, members_of, sums_by_code
 from ..preprocessing import log_per_10k
 from ..training import Training, attention, fit, register
 
-# %% ../../nbs/16_perturbation.ipynb #958ac0bb
+# %% ../../nbs/16_perturbation.ipynb #34cee566
 def expressed_variable_genes(
     adata,  # a screen
     n=None,  # genes wanted; None: all that are expressed
     *,
     keep=(),         # genes to keep whatever their expression, such as those perturbed
-    min_share=0.05,  # share of control cells in which a gene must be seen, in some batch
+    min_share=0.05,  # share of control cells in which a gene must be seen
 ) -> list:  # names, in the order of `adata.var_names`
     "Genes that control cells express, those first whose variance is high for their abundance; and the genes in `keep`."
     if unknown := sorted(set(map(str, keep)) - set(adata.var_names)): raise ValueError(f"{listing(unknown)} cannot be kept: the screen does not read them out. Keep genes of adata.var_names only.")
@@ -35,6 +35,7 @@ def expressed_variable_genes(
     seen, mean = X.getnnz(0) / X.shape[0], np.asarray(L.mean(0)).ravel()
     variance = np.asarray(L.multiply(L).mean(0)).ravel() - mean**2
     frame = pd.DataFrame({"mean": mean, "variance": variance})[seen >= min_share]
+    if frame.empty: raise ValueError(f"no gene is seen in {min_share:.0%} of the control cells; lower min_share")
     alike = pd.qcut(frame["mean"].rank(method="first"), min(20, max(len(frame) // 10, 1)), labels=False)
     order = (frame["variance"] / frame["variance"].groupby(alike).transform("median").clip(lower=1e-9)).sort_values(ascending=False, kind="stable").index
     kept = np.isin(adata.var_names, list(map(str, keep)))
@@ -77,9 +78,9 @@ def token_places(
     for row, name in zip(out, names): row[:len(members_of(name))] = [place.get(m, -1) for m in members_of(name)]
     return out
 
-# %% ../../nbs/16_perturbation.ipynb #1d953223
-def _bags_of(rng, rows, size):  # rows in a random order, in bags of `size` to 2 * size - 1; fewer rows make one bag
-    return np.array_split(rng.permutation(rows), max(len(rows) // size, 1))
+# %% ../../nbs/16_perturbation.ipynb #bfa78718
+def _bags_of(rng, rows, size, most, room):  # rows in a random order, in at most `most` bags of `size` or more, none larger than `room`; fewer rows make one bag
+    return np.array_split(rng.permutation(rows), max(min(len(rows) // size, most or len(rows)), -(-len(rows) // room), 1))
 
 def _random(rng, own, pool, draws, space):  # for every bag, `draws` sets of as many control cells
     return [rng.permutation(pool)[:len(cells)] for cells in own for _ in range(draws)]
@@ -92,35 +93,39 @@ def _matched(rng, own, pool, draws, space):  # for every bag, the control cells 
     near = pca.transform(space(pool))
     return [pool[linear_sum_assignment(cdist(pca.transform(space(cells)), near))[1]] for cells in own]
 
-# %% ../../nbs/16_perturbation.ipynb #afc5eaf9
-def _perturbed_bags(adata, rng, batch, pairing, size, draws, space):  # perturbed bags, their controls and names in one batch
+# %% ../../nbs/16_perturbation.ipynb #4ae91f18
+def _perturbed_bags(adata, rng, batch, pairing, size, most, draws, space):  # perturbed bags, their controls and names in one batch
     labels, control = adata.obs[PERTURBATION].astype(str).to_numpy(), control_label(adata)
     here = (adata.obs[BATCH] == batch).to_numpy()
     pool, own, names = np.flatnonzero(here & (labels == control)), [], []
     for p in sorted(set(labels[here]) - {control}):
-        parts = _bags_of(rng(batch, p), np.flatnonzero(here & (labels == p)), size)
+        if not len(pool): raise ValueError(f"batch {batch!r} has no control cells, so its perturbed cells cannot be paired; leave it out: adata[adata.obs['batch'] != {batch!r}].copy()")
+        parts = _bags_of(rng(batch, p), np.flatnonzero(here & (labels == p)), size, most, len(pool))
         own, names = own + parts, names + [p] * len(parts)
     if not own: return [], [], []
-    if (most := max(map(len, own))) > len(pool): raise ValueError(f"batch {batch!r} has {len(pool)} control cells, and a bag of {most} perturbed cells needs as many; use a smaller bag_size, or leave the batch out")
     return own, (_matched if pairing == "matched" else _random)(rng(batch, "control"), own, pool, draws, space), names
 
-def _unperturbed_bags(adata, targets, rng, batch, size, draws, space):  # bags of control cells that lack a gene, and of cells that have it
+def _unperturbed_bags(adata, targets, rng, batch, size, most, space):  # bags of control cells that lack a gene, and of cells that have it
     pool = np.flatnonzero(((adata.obs[BATCH] == batch) & (adata.obs[PERTURBATION].astype(str) == control_label(adata))).to_numpy())
     low, high, names = [], [], []
     for g in targets:
         r, third = rng(batch, g), max(len(pool) // 3, 1)
         level = space(pool, g)
         order = pool[np.lexsort((r.random(len(pool)), level))]
-        if level.max() <= level.min(): continue
-        for a, b in zip(_bags_of(r, order[:third], size), _bags_of(r, order[-third:], size)): low, high, names = low + [a], high + [b], names + [g]
+        if (ranked := np.sort(level))[-third] <= ranked[third - 1]: continue  # too few cells have it
+        for a, b in zip(_bags_of(r, order[:third], size, most, third), _bags_of(r, order[-third:], size, most, third)): low, high, names = low + [a], high + [b], names + [g]
     return low, high, names
 
-# %% ../../nbs/16_perturbation.ipynb #770da4f3
+def _perturbed_genes(adata):  # members of the perturbations of a screen
+    return sorted({m for p in set(check_perturbseq(adata).obs[PERTURBATION].astype(str)) - {control_label(adata)} for m in members_of(p)})
+
+# %% ../../nbs/16_perturbation.ipynb #ebab088c
 def perturbation_pairs(
     adata,  # a screen
     *,
     pairing="random",  # "random", "matched" or "correlational"
     bag_size=20,  # cells per bag, at least, where there are as many; 1: cells
+    max_bags=None,  # bags of a perturbation in a batch, at most; more cells make larger bags. None: no limit
     draws=4,      # random control bags that are averaged in a pair
     genes=None,   # genes to model; None: all
     extra=None,   # perturbed genes outside `genes` that get a token; None: those the screen perturbs
@@ -129,29 +134,28 @@ def perturbation_pairs(
     seed=0,       # which cells go into which bag
 ) -> PerturbationPairs:
     "Control bags paired with bags of perturbed cells of the same batch and size."
-    check_choice(pairing, ("random", "matched", "correlational"), "pairing")
     genes = list(adata.var_names if genes is None else genes)
     if unknown := sorted(set(genes) - set(adata.var_names)): raise ValueError(f"the screen does not read out {listing(unknown)}; choose genes with la.expressed_variable_genes(adata, n)")
-    if bag_size < 1: raise ValueError(f"bag_size is {bag_size}; a bag needs at least 1 cell")
-    perturbed = sorted({m for p in set(check_perturbseq(adata).obs[PERTURBATION].astype(str)) - {control_label(adata)} for m in members_of(p)})
-    extra = [m for m in (perturbed if extra is None else extra) if m not in set(genes)]
-    targets = [g for g in (perturbed if targets is None else targets) if g in set(genes)]
-    parts = [_batch_pairs(adata, b, on, genes, targets, pairing, bag_size, draws if pairing == "random" else 1, seed) for b, on in measured_in(adata).items()]
+    if check_choice(pairing, ("random", "matched", "correlational"), "pairing") and bag_size < 1: raise ValueError(f"bag_size is {bag_size}; a bag needs at least 1 cell")
+    extra, targets, known = (*(_perturbed_genes(adata) if v is None else list(v) for v in (extra, targets)), set(genes))
+    extra, targets = [m for m in extra if m not in known], [g for g in targets if g in known]
+    parts = [_batch_pairs(adata, b, on, genes, targets, pairing, bag_size, max_bags, draws if pairing == "random" else 1, seed) for b, on in measured_in(adata).items()]
+    if not any(parts): raise ValueError(f"no pair can be made: {'no control cells have and lack one of the targets ' + listing(targets, 4) if pairing == 'correlational' else 'no batch has perturbed cells'}")
     x, measured, change, names, batches, cells = (np.concatenate(v) for v in zip(*(p for p in parts if p)))
     tokens = token_places(names, [*genes, *extra], members=max(members, *(len(members_of(p)) for p in names)))
     notes = {"task": "perturbation", "pairing": pairing, "bag_size": bag_size, "input_kind": input_kind(adata), "extra": extra}
     return PerturbationPairs(x, measured, tokens, change, names, batches, cells, genes, extra, notes)
 
-# %% ../../nbs/16_perturbation.ipynb #5f31354c
-def _batch_pairs(adata, batch, on, genes, targets, pairing, size, draws, seed):  # x, measured, change, names, batches, cells of one batch
+# %% ../../nbs/16_perturbation.ipynb #8cccd443
+def _batch_pairs(adata, batch, on, genes, targets, pairing, size, most, draws, seed):  # x, measured, change, names, batches, cells of one batch
     X, counted = sp.csr_matrix(adata.X), input_kind(adata) == "counts"
     at = adata.var_names.get_indexer(genes)
     def rng(*parts): return rng_for(seed, "pairs", pairing, *parts)
     def space(rows, gene=None):  # log1p per 10,000 of cells
         L = log_per_10k(X[rows]) if counted else X[rows]
         return L[:, at].toarray() if gene is None else L[:, adata.var_names.get_loc(gene)].toarray().ravel()
-    if pairing == "correlational": own, control, names = _unperturbed_bags(adata, targets, rng, batch, size, draws, space)
-    else: own, control, names = _perturbed_bags(adata, rng, batch, pairing, size, draws, space)
+    if pairing == "correlational": own, control, names = _unperturbed_bags(adata, targets, rng, batch, size, most, space)
+    else: own, control, names = _perturbed_bags(adata, rng, batch, pairing, size, most, draws, space)
     if not own: return None
     y, x = _bag_profiles(X, own, on, counted), _bag_profiles(X, control, on, counted).reshape(len(own), draws, -1).mean(1)
     measured = np.repeat(on.to_numpy()[None, at], len(own), 0)
@@ -160,7 +164,7 @@ def _batch_pairs(adata, batch, on, genes, targets, pairing, size, draws, seed): 
 
 def _bag_profiles(X, bags, on, counted):  # (bags, genes)
     sizes = np.array([len(b) for b in bags])
-    return _profile(_sums(X, np.concatenate(bags), np.repeat(np.arange(len(bags)), sizes), len(bags)), on.to_numpy(), sizes, counted)
+    return log_profiles(sums_by_code(X, np.concatenate(bags), np.repeat(np.arange(len(bags)), sizes), len(bags)), on.to_numpy(), sizes, counted)
 
 # %% ../../nbs/16_perturbation.ipynb #9e4a6bda
 @dataclass
@@ -198,7 +202,7 @@ class AttentionBlock(nn.Module):
         h = h + self.drop(self.out(a.transpose(1, 2).flatten(2)))
         return h + self.drop(self.inner(self.norms[2](h))), share
 
-# %% ../../nbs/16_perturbation.ipynb #3172ba61
+# %% ../../nbs/16_perturbation.ipynb #966bf082
 @register("perturbation", PerturbationConfig)
 class PerturbationTransformer(nn.Module):
     "What perturbations change: their tokens look at the encoded genes of a control bag."
@@ -209,18 +213,25 @@ class PerturbationTransformer(nn.Module):
         super().__init__()
         self.config = c = config
         self.register_buffer("start", 0.3 * torch.randn(c.n_genes + c.n_extra, c.width) if start is None else torch.as_tensor(start, dtype=torch.float32))
-        self.offset, self.knockdown = nn.Parameter(torch.zeros_like(self.start)), nn.Parameter(torch.tensor(-0.7))
+        self.offset, self.knockdown = nn.Parameter(torch.zeros_like(self.start)), nn.Parameter(torch.zeros(()))
         self.readout = nn.Parameter(0.1 * torch.randn(c.n_genes, c.width) if readout is None else torch.as_tensor(readout, dtype=torch.float32).clone())
         self.encoder, self.decoder, self.partners = nn.ModuleList([AttentionBlock(c) for _ in range(c.depth)]), AttentionBlock(c), AttentionBlock(c)
         self.norm, self.head = nn.LayerNorm(c.width), nn.Linear(c.width, c.width)
         nn.init.zeros_(self.head.weight); nn.init.zeros_(self.head.bias)
         self.register_buffer("mean", torch.zeros(c.members + 1, c.n_genes))
 
-    def calibrate(self, batch, weight, chosen=None):  # mean changes of the training rows, for every number of members (called by `fit`)
+    def calibrate(self, batch, weight, chosen=None):  # what the training rows say before any step: mean changes, what is left of perturbed genes (called by `fit`)
+        x, hit = batch["x"], self._hit(batch["tokens"]) * batch["measured"] * weight[:, None]
+        left = (hit * (x + batch["change"]).expm1()).sum() / (hit * x.expm1()).sum().clamp(min=1e-12)
+        with torch.no_grad(): self.knockdown.copy_(left.clamp(min=0.01).log() if hit.any() else left * 0)
         n, w = (batch["tokens"] >= 0).sum(1), weight[:, None] * batch["measured"]
         def mean(rows): return (w * rows[:, None] * batch["change"]).sum(0) / (w * rows[:, None]).sum(0).clamp(min=1e-12)
         self.mean[0] = mean(n >= 0)
         for k in range(1, self.config.members + 1): self.mean[k] = mean(n == k) if (weight * (n == k)).sum() > 0 else k * self.mean[1] if k > 1 else self.mean[0]
+
+    def _hit(self, tokens):  # (batch, members) -> (batch, genes), 1 where a gene is perturbed
+        hit = self.readout.new_zeros(len(tokens), len(self.start))
+        return hit.scatter_add(1, tokens.clamp(min=0), (tokens >= 0).to(hit.dtype))[:, :self.config.n_genes]
 
     def forward(self, x, measured, tokens):  # (batch, genes), (batch, genes), (batch, members) -> change (batch, genes)
         embedding, there, x = self.start + self.offset, tokens >= 0, torch.where(measured, x, 0.0)
@@ -232,8 +243,7 @@ class PerturbationTransformer(nn.Module):
             t, _ = self.decoder(q, h, measured)
         t, _ = self.partners(t, t, there)
         v = ((q + self.head(self.norm(t))) * there[..., None]).sum(1)  # (batch, width)
-        hit = x.new_zeros(len(x), len(embedding)).scatter_add(1, tokens.clamp(min=0), there.to(x.dtype))[:, :x.shape[1]]
-        own = torch.log1p(torch.expm1(x) * torch.exp(self.knockdown * hit)) - x
+        own = torch.log1p(torch.expm1(x) * torch.exp(self.knockdown * self._hit(tokens))) - x
         return self.mean[there.sum(1)] + v @ self.readout.T + own
 
 # %% ../../nbs/16_perturbation.ipynb #6bc51d07
@@ -244,7 +254,7 @@ def perturbation_loss(
     "Mean squared error over the measured genes."
     return torch.where(batch["measured"], change - batch["change"], 0.0).square().sum(1) / batch["measured"].sum(1).clamp(min=1)
 
-# %% ../../nbs/16_perturbation.ipynb #0adac122
+# %% ../../nbs/16_perturbation.ipynb #654a3c48
 def perturbation_start(
     bulk,    # pseudobulk of the training perturbations
     genes,   # genes read and predicted
@@ -257,10 +267,11 @@ def perturbation_start(
     at, tokens, half = bulk.var_names.get_indexer(genes), [*genes, *extra], width // 2
     change, n = np.nan_to_num(np.asarray(bulk.layers[CHANGE]))[:, at], bulk.obs["n_members"].to_numpy()
     rest = change - np.stack([change[n == k].mean(0) for k in n])
-    U, S, V = np.linalg.svd(rest, full_matrices=False)
-    k, unit = min(half, len(S)), max(S[0] / len(rest)**0.5, 1e-12)
     design = np.zeros((len(rest), len(tokens)))
     for row, p in zip(design, token_places(bulk.obs_names, tokens, members=n.max())): row[p[p >= 0]] = 1
+    rest[design[:, :len(genes)] > 0] = 0  # the perturbed genes themselves: the model knows of them
+    U, S, V = np.linalg.svd(rest, full_matrices=False)
+    k, unit = min(half, len(S)), max(S[0] / len(rest)**0.5, 1e-12)
     D = design[:, seen := np.flatnonzero(design.any(0))]
     start, readout = np.zeros((len(tokens), width)), np.zeros((len(genes), width))
     start[seen, half:half + k] = _shrunk(D, rest, ridges) @ (U[:, :k] * S[:k] / unit)
@@ -274,7 +285,7 @@ def _shrunk(D, rest, ridges):  # (members, perturbations): ridge regression on m
     def left_out(M): return np.square((rest - D @ (M @ rest)) / (1 - np.einsum("pm,mp->p", D, M))[:, None]).sum()
     return min(maps, key=left_out)
 
-# %% ../../nbs/16_perturbation.ipynb #98597065
+# %% ../../nbs/16_perturbation.ipynb #23f685a7
 @dataclass
 class CrossAttention:
     "The perturbation Transformer as a predictor: fit on training perturbations, predict others."
@@ -282,7 +293,9 @@ class CrossAttention:
     width: int = 32           # numbers per gene inside
     dropout: float = 0.1      # inside the blocks
     attend: bool = True       # see PerturbationConfig
-    bag_size: int = 40        # cells per bag
+    start: str = "components"  # embeddings start from principal components of training changes, or "random" (give it a larger lr)
+    bag_size: int = 40        # cells per bag, at least
+    max_bags: int = 4         # bags of a perturbation in a batch, at most
     draws: int = 4            # control bags averaged in a pair
     epochs: int = 30          # at most
     patience: int = 6         # epochs without a better loss on held-out perturbations
@@ -291,17 +304,15 @@ class CrossAttention:
     batch_size: int = 32      # pairs per step
     missing: str = "error"    # a perturbed gene that is neither read out nor known: "error", or "mean" (flagged)
     seed: int = 0             # of bags, weights and held-out perturbations
+    device: str = "auto"      # see device_for
 
     def fit(self, train, cells):  # pseudobulk of training perturbations, their cells and controls
-        check_choice(self.missing, ("error", "mean"), "missing")
-        labels, names = check_perturbseq(cells).obs[PERTURBATION].astype(str), sorted(train.obs_names)
-        if absent := sorted(set(names) - set(labels)): raise ValueError(f"the screen has no cells of the training perturbations {listing(absent)}; give fit the pseudobulk and the cells of the same screen")
-        cells = cells[labels.isin([control_label(cells), *names]).to_numpy()].copy()
-        known = {m for p in train.obs_names for m in members_of(p)}
-        read = [m for m in train.var_names if m in known]
-        genes = expressed_variable_genes(cells, self.n_genes, keep=read)
-        extra = [g for g in train.var_names if g not in set(genes)] + sorted(known - set(train.var_names))
-        self.pairs = perturbation_pairs(cells, bag_size=self.bag_size, draws=self.draws, genes=genes, extra=extra, seed=derive_seed(self.seed, "pairs"))
+        check_choice(self.missing, ("error", "mean"), "missing"), check_choice(self.start, ("components", "random"), "start")
+        names, cells = sorted(train.obs_names), _cells_of(train, cells)
+        known = _perturbed_genes(cells)
+        genes = expressed_variable_genes(cells, self.n_genes, keep=[g for g in train.var_names if g in known])
+        extra = [*train.var_names.difference(genes, sort=False), *(m for m in known if m not in train.var_names)]
+        self.pairs = perturbation_pairs(cells, bag_size=self.bag_size, max_bags=self.max_bags, draws=self.draws, genes=genes, extra=extra, seed=derive_seed(self.seed, "pairs"))
         self.read, self.means = list(train.var_names), _means(train)
         held = list(rng_for(self.seed, "held out").permutation(names)[:len(names) // 5])
         self.search = self._train(train, names, held, self.epochs)
@@ -310,21 +321,27 @@ class CrossAttention:
 
     def _train(self, train, names, held, epochs):  # a Fitted; nothing of the held-out perturbations is in its start
         used = [p for p in names if p not in set(held)]
-        start, readout = perturbation_start(train[used], self.pairs.genes, self.pairs.extra, width=self.width)
+        begin = perturbation_start(train[used], self.pairs.genes, self.pairs.extra, width=self.width) if self.start == "components" else ()
         config = PerturbationConfig(len(self.pairs.genes), len(self.pairs.extra), self.pairs.tokens.shape[1], self.width, dropout=self.dropout, attend=self.attend)
-        how = Training(epochs=epochs, patience=self.patience, lr=self.lr, weight_decay=self.weight_decay, eps=1e-8, batch_size=self.batch_size)
-        return fit(lambda: PerturbationTransformer(config, start, readout), self.pairs, train=used, valid=held, seed=derive_seed(self.seed, "fit"), loss=perturbation_loss, how=how)
+        how = Training(epochs=epochs, patience=self.patience, lr=self.lr, weight_decay=self.weight_decay, eps=1e-8, batch_size=self.batch_size, device=self.device)
+        return fit(lambda: PerturbationTransformer(config, *begin), self.pairs, train=used, valid=held, seed=derive_seed(self.seed, "fit"), loss=perturbation_loss, how=how)
 
     def flagged(self, names): return _flagged(self, names)
 
     def predict(self, names): return _predicted(self, names)
 
-# %% ../../nbs/16_perturbation.ipynb #e419fce0
+# %% ../../nbs/16_perturbation.ipynb #1756bbbf
+def _cells_of(train, cells):  # the cells of training perturbations and the controls
+    labels, names = check_perturbseq(cells).obs[PERTURBATION].astype(str), set(train.obs_names)
+    if absent := sorted(names - set(labels)): raise ValueError(f"the screen has no cells of the training perturbations {listing(absent)}; give fit the pseudobulk and the cells of the same screen")
+    return cells[labels.isin([control_label(cells), *names]).to_numpy()].copy()
+
 def _means(train):  # mean change (genes,) for every number of members; 0: of all
     change, n = np.nan_to_num(np.asarray(train.layers[CHANGE])), train.obs["n_members"].to_numpy()
     seen = {int(k): change[n == k].mean(0) for k in np.unique(n)}
     return {k: seen.get(k, k * seen[1] if 1 in seen and k else change.mean(0)) for k in range(max(10, n.max() + 1))}
 
+# %% ../../nbs/16_perturbation.ipynb #d0717460
 def _flagged(self, names):  # (names,) bool
     if not hasattr(self, "pairs"): raise ValueError("this predictor has not been trained; call fit(train, cells) first")
     have = {*self.read, *self.pairs.extra}
