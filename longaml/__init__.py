@@ -41,6 +41,13 @@ _NAMES |= {
     "perturbation_evaluation": "evaluate_perturbations run_perturb predictor chosen_predictors",
 }
 
+# %% ../nbs/50_init.ipynb #3a9f2d59
+_NAMES |= {
+    "models.scbmlp": "ScBMLP ScBMLPConfig ScBMLPClassifier ScBMLPRegressor cell_data CellData cell_blocks recall_table graph_frequencies held_out_r2 response_embedding",
+    "modules": "interactions QuadraticForm interaction top_pairs write_modules accuracy_by_modules pair_test product_test pair_cells pair_precision eigenvalue_test module_stability subspace_overlap correlation_modules jaccard enrichment plot_spectrum plot_modules plot_network module_activity plot_activity",
+    "module_evaluation": "run_modules labelled_cells evaluate_cells module_tables pair_tables",
+}
+
 # %% ../nbs/50_init.ipynb #e1d14160
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_MODULES)

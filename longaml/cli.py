@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Cohort', 'Out', 'PatientKey', 'TimepointKey', 'Timepoints', 'CellTypeKey', 'MalignantKey', 'LineageKey',
-           'Seed', 'Resume', 'Debug', 'explain', 'main', 'options', 'run', 'audit', 'published', 'perturb', 'demo',
-           'simulate', 'convert']
+           'Seed', 'Resume', 'Debug', 'explain', 'main', 'options', 'run', 'audit', 'published', 'perturb',
+           'gene_modules', 'demo', 'simulate', 'convert']
 
 # %% ../nbs/40_cli.ipynb #fe29109b
 import json
@@ -23,7 +23,7 @@ import typer
 
 from . import __version__
 
-# %% ../nbs/40_cli.ipynb #f4e2bd51
+# %% ../nbs/40_cli.ipynb #3820f3ac
 def _as_options(
     text,  # a message of the library
 ) -> str:
@@ -33,7 +33,7 @@ def _as_options(
         return "--timepoints " + ("A,B,C" if names == "..." else f'"{names}"' if " " in names else names)
     text = re.sub(r"\b(control|separator)=\.\.\.( (?=\.))?", lambda m: f"--{m[1]} {'LABEL' if m[1] == 'control' else 'TEXT'}", text)
     text = re.sub(r"\b(Lower )?min_cells\b", lambda m: f"{m[1] or ''}--min-cells", text).replace("n_folds is ", "--folds is ")
-    text = re.sub(r"\b(patient|timepoint|cell_type|malignant|lineage|perturbation|batch)_key=(\.\.\.( (?=\.))?)?", lambda m: f"--{m[1].replace('_', '-')}-key COLUMN", text)
+    text = re.sub(r"\b(patient|timepoint|cell_type|malignant|lineage|perturbation|batch|label|sample)_key=(\.\.\.( (?=\.))?)?", lambda m: f"--{m[1].replace('_', '-')}-key COLUMN", text)
     return re.sub(r"\btimepoints=\[([^\]]+)\]", times, text)
 
 # %% ../nbs/40_cli.ipynb #faffecbf
@@ -218,6 +218,28 @@ def perturb(
     read = _given(perturbation_key=perturbation_key, control=control, batch_key=batch_key, separator=separator, layer=layer)
     from longaml.perturbation_evaluation import run_perturb
     typer.echo(run_perturb(screen, out, read=read, models=models, n_folds=folds, min_cells=min_cells, seed=seed, device=device, resume=resume)["summary"])
+
+# %% ../nbs/40_cli.ipynb #09fb21c4
+@app.command("modules", short_help="Gene modules and pairs of a bilinear MLP, against their nulls.")
+def gene_modules(
+    cells: Annotated[Path, typer.Argument(metavar="DATA.h5ad", show_default=False, help="Labelled cells x genes.")],
+    label_key: Annotated[str, typer.Option(metavar="COLUMN", show_default=False, help="Column with the labels that are to be told apart.")],
+    out: Out,                             # where results go
+    patient_key: Annotated[Optional[str], typer.Option(metavar="COLUMN", help="Column that names the patient; 'patient' if there is one, else blocks of cells are held out.")] = None,
+    sample_key: Annotated[Optional[str], typer.Option(metavar="COLUMN", help="Column that names the library; 'sample' if there is one.")] = None,
+    layer: Annotated[Optional[str], typer.Option(metavar="NAME", help="Layer with the counts.")] = None,
+    genes: Annotated[int, typer.Option(metavar="N", min=2, help="Most variable genes that are read.")] = 2000,
+    pair_genes: Annotated[int, typer.Option(metavar="N", min=2, max=500, help="Most variable genes whose pairs are asked about.")] = 100,
+    nulls: Annotated[int, typer.Option(metavar="N", min=1, help="Retrainings with permuted labels; pairs have a third of them.")] = 10,
+    seed: Seed = 0,                       # of everything random
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    resume: Resume = False,               # go on with an earlier run
+    debug: Debug = False,                 # read by main
+):
+    "Train a bilinear MLP to tell labels apart, judge it on held-out units, and hold its modules and pairs of genes against their nulls (la.run_modules)."
+    from longaml.module_evaluation import run_modules
+    found = run_modules(cells, out, label_key=label_key, patient_key=patient_key, sample_key=sample_key, layer=layer, n_genes=genes, pair_genes=pair_genes, nulls=nulls, seed=seed, device=device, resume=resume)
+    typer.echo(found["summary"])
 
 # %% ../nbs/40_cli.ipynb #e825836c
 @app.command(short_help="Everything on a simulated cohort of 28 patients.")

@@ -9,7 +9,7 @@ from longaml.cli import explain, main
 from tools import ROOT, python
 
 HEAVY = ["torch", "scanpy", "anndata", "pandas", "numpy", "matplotlib", "sklearn", "scipy"]
-COMMANDS = ["demo", "run", "simulate", "convert", "audit", "published", "perturb"]
+COMMANDS = ["demo", "run", "simulate", "convert", "audit", "published", "perturb", "modules"]
 
 @pytest.fixture
 def evaluation(monkeypatch):
@@ -40,7 +40,7 @@ def test_help_names_every_command_and_option(capsys):
     text = capsys.readouterr().out
     assert all(c in text for c in COMMANDS) and "..." not in text.split("Commands:")[1]
     wanted = {"run": "--out --patient-key --timepoint-key --timepoints --cell-type-key --lineage-key --task --models --nulls --seed --device --resume",
-              "simulate": "--preset --patients --genes --cells --drivers --seed --null", "audit": "--cohort --out", "convert": "--patient-key --timepoints", "demo": "--out --seed", "perturb": "--out --perturbation-key --control --batch-key --separator --layer --models --folds --min-cells --seed --device --resume"}
+              "simulate": "--preset --patients --genes --cells --drivers --seed --null", "audit": "--cohort --out", "convert": "--patient-key --timepoints", "demo": "--out --seed", "perturb": "--out --perturbation-key --control --batch-key --separator --layer --models --folds --min-cells --seed --device --resume", "modules": "--label-key --out --patient-key --sample-key --layer --genes --pair-genes --nulls --seed --device --resume"}
     for command, options in wanted.items():
         assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
