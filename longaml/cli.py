@@ -130,7 +130,7 @@ Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Every ran
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, if it is the same run.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-# %% ../nbs/40_cli.ipynb #6f087bc0
+# %% ../nbs/40_cli.ipynb #466c7304
 @app.command(short_help="Evaluate, rank genes against a null, audit the ranking.")
 def run(
     cohort: Cohort,                       # what to read
@@ -142,7 +142,7 @@ def run(
     malignant_key: MalignantKey = None,   # column of malignancy
     lineage_key: LineageKey = None,       # column of lineages
     task: Annotated[str, typer.Option(metavar="A,B,C", callback=_names, help="What is predicted: state (the timepoint of a bag of cells), forecast (the change to the last timepoint), impute (the timepoints in between).")] = "state",
-    models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="Models to compare: majority, patient_lineage, technical (always run), logistic, paired_de, transformer (these, if left out), lstm, bilstm.")] = None,
+    models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="Models to compare: majority, patient_lineage, technical (always run), logistic, paired_de, transformer (these, if left out), lstm, bilstm, scbmlp.")] = None,
     nulls: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="Permutations of libraries per ranking; 20 if left out (200 for paired_de at least). Each retrains every model on every fold, networks for 10 epochs; for accuracy they stop early.")] = None,
     seed: Seed = 0,                       # of everything random
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
@@ -219,7 +219,7 @@ def perturb(
     from longaml.perturbation_evaluation import run_perturb
     typer.echo(run_perturb(screen, out, read=read, models=models, n_folds=folds, min_cells=min_cells, seed=seed, device=device, resume=resume)["summary"])
 
-# %% ../nbs/40_cli.ipynb #09fb21c4
+# %% ../nbs/40_cli.ipynb #48f98b14
 @app.command("modules", short_help="Gene modules and pairs of a bilinear MLP, against their nulls.")
 def gene_modules(
     cells: Annotated[Path, typer.Argument(metavar="DATA.h5ad", show_default=False, help="Labelled cells x genes.")],
@@ -230,7 +230,7 @@ def gene_modules(
     layer: Annotated[Optional[str], typer.Option(metavar="NAME", help="Layer with the counts.")] = None,
     genes: Annotated[int, typer.Option(metavar="N", min=2, help="Most variable genes that are read.")] = 2000,
     pair_genes: Annotated[int, typer.Option(metavar="N", min=2, max=500, help="Most variable genes whose pairs are asked about.")] = 100,
-    nulls: Annotated[int, typer.Option(metavar="N", min=1, help="Retrainings with permuted labels; pairs have a third of them.")] = 10,
+    nulls: Annotated[int, typer.Option(metavar="N", min=1, help="Retrainings with permuted labels, and with permuted genes; more than 10 to call what stands alone.")] = 12,
     seed: Seed = 0,                       # of everything random
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     resume: Resume = False,               # go on with an earlier run

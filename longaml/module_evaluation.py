@@ -105,7 +105,7 @@ def _scores(model, truth, said, classes):  # rows of the evaluation table
     rows += [(model, c, m, float(recall.loc[c, k]), 1 / len(classes) if m == "recall" else np.nan, int(recall.loc[c, "cells"])) for c in classes for m, k in (("recall", "recall"), ("recall_low", "low"), ("recall_high", "high"))]
     return pd.DataFrame(rows, columns=["model", "class", "metric", "value", "chance", "cells"])
 
-# %% ../nbs/33_module_evaluation.ipynb #e6b0a847
+# %% ../nbs/33_module_evaluation.ipynb #31229f05
 def outputs_of(
     adata,  # AnnData from labelled_cells
 ) -> list:  # classes, or the one contrast of two
@@ -117,7 +117,7 @@ def module_tables(
     adata,   # AnnData from labelled_cells
     output,  # a class, or (a, b)
     *,
-    nulls=10,   # retrainings with permuted labels
+    nulls=12,   # retrainings with permuted labels; a lone module can reach q = 1 / nulls
     k=5,        # modules listed
     top=20,     # genes of each
     hidden=16,  # products
@@ -133,13 +133,13 @@ def module_tables(
         rows.append(pd.DataFrame({"output": form.output, "module": row.module, "eigenvalue": row.eigenvalue, "spectrum_share": row.share, "p_value": row.p_value, "q_value": row.q_value, "gene": np.array(form.genes)[order], "weight": form.vectors[order, i]}))
     return pd.concat(rows, ignore_index=True), spectrum
 
-# %% ../nbs/33_module_evaluation.ipynb #f4cdc34d
+# %% ../nbs/33_module_evaluation.ipynb #bef133d6
 def pair_tables(
     adata,   # AnnData from labelled_cells
     outputs,  # from outputs_of
     *,
     n_genes=100,  # most variable genes whose pairs are asked about; at most 500
-    nulls=3,      # retrainings with genes permuted apart
+    nulls=12,     # retrainings with genes permuted apart; a lone pair can reach q = 1 / nulls
     listed=500,   # best pairs kept of each output
     seed=0,  # every random number follows from it
     step=lambda name, fn: fn(),  # (name, function) -> result, such as Run.step
@@ -176,34 +176,39 @@ def plot_module_table(
     ax.set(title=str(table["output"].iloc[0]), xlabel="module, eigenvalue, q", ylabel="gene"); ax.tick_params(axis="y", labelsize=7)
     return ax
 
-# %% ../nbs/33_module_evaluation.ipynb #933c2089
+# %% ../nbs/33_module_evaluation.ipynb #43dbc3f7
 def _module_figures(kept, pairs, run):  # spectrum, modules and pairs of an output
     from longaml import modules as m
     for name, k in kept.items():
         output = k["spectrum"]["output"].iloc[0]
         run.figure(f"spectrum-{name}", m.plot_spectrum(m.Spectrum(k["spectrum"], k["null"], None)))
         run.figure(f"modules-{name}", plot_module_table(k["table"]))
-        run.figure(f"pairs-{name}", m.plot_network(pairs[pairs["output"] == output].head(20)))
+        mine = pairs[pairs["output"] == output]
+        ax = m.plot_network(mine.head(20))
+        ax.set_title(f"{output}: the {len(mine.head(20))} strongest pairs, {int((mine['q_value'] < 0.1).sum())} at q < 0.1\n(red raises, blue lowers)", fontsize=11, loc="left")
+        run.figure(f"pairs-{name}", ax)
 
-# %% ../nbs/33_module_evaluation.ipynb #7d3972d5
+# %% ../nbs/33_module_evaluation.ipynb #ec225fd3
 def module_lines(
     evaluation,  # from evaluate_cells
     tables,      # modules.csv
     pairs,       # pairs.csv
     units,       # "patients" or "blocks of cells"
+    nulls,       # retrainings of each null
 ) -> list:  # sentences
     "What a run found, in words."
     wide = evaluation[evaluation["metric"] == "balanced_accuracy"].set_index("model")["value"]
     chance = evaluation.loc[evaluation["metric"] == "balanced_accuracy", "chance"].iloc[0]
     lines = [f"held-out {units}: balanced accuracy {wide['scbmlp']:.3f} (bilinear MLP), {wide['logistic']:.3f} (logistic regression), chance {chance:.3f}"]
     if wide["scbmlp"] <= wide["logistic"]: lines.append("the bilinear MLP is not better than logistic regression: its modules describe a model that needed no interactions to be matched")
+    if nulls <= 10: lines.append(f"underpowered: {nulls} retrainings; a module or pair that stands alone beyond all of them has q = {1 / nulls:.2f}, so it could not be called at q < 0.1. Use more than 10.")
     for output, rows in tables.groupby("output", sort=False):
         found, called = rows.groupby("module")["q_value"].first(), pairs[(pairs["output"] == output) & (pairs["q_value"] < 0.1)]
         first = ", ".join(rows.loc[rows["module"] == 1, "gene"].head(5))
         lines.append(f"{output}: {int((found < 0.1).sum())} of {len(found)} listed modules at q < 0.1 (first: {first}); {len(called)} pairs at q < 0.1")
     return lines
 
-# %% ../nbs/33_module_evaluation.ipynb #9639386f
+# %% ../nbs/33_module_evaluation.ipynb #6b298561
 def run_modules(
     path,  # an .h5ad file
     out,   # run directory
@@ -214,7 +219,7 @@ def run_modules(
     layer=None,        # see labelled_cells
     n_genes=2000,      # most variable genes read
     pair_genes=100,    # most variable genes whose pairs are asked about, at most 500
-    nulls=10,          # retrainings with permuted labels; pairs have a third of them
+    nulls=12,          # retrainings with permuted labels, and with permuted genes
     seed=0,  # every random number follows from it
     device="auto",  # of the network
     resume=False,      # go on with the run in `out`
@@ -236,17 +241,17 @@ def _checked(n_genes, pair_genes, nulls, device):  # the options of a run
     if nulls < 1 or n_genes < 2: raise ValueError(f"nulls is {nulls} and n_genes {n_genes}; a p-value needs at least 1 retraining, and a pair two genes")
     return {"n_genes": int(n_genes), "pair_genes": int(pair_genes), "nulls": int(nulls), "hidden": 16, "device": device}
 
-# %% ../nbs/33_module_evaluation.ipynb #141a8300
+# %% ../nbs/33_module_evaluation.ipynb #417b3d60
 def _run(adata, run, how, seed):  # steps, tables, figures, summary
     how = how | {"centre": SAMPLE if adata.obs[SAMPLE].nunique() > 1 else None}
     outputs, units = outputs_of(adata), adata.uns[UNS]["units"]
     evaluation = run.step("evaluate", lambda: evaluate_cells(adata, hidden=how["hidden"], centre=how["centre"], seed=seed, device=how["device"]))
     kept = {_slug(o): run.step(f"modules/{_slug(o)}", lambda o=o: _module_step(adata, o, how, seed)) for o in progress(outputs, "modules")}
-    pairs = pair_tables(adata, outputs, n_genes=how["pair_genes"], nulls=max(how["nulls"] // 3, 1), seed=seed, step=run.step)
+    pairs = pair_tables(adata, outputs, n_genes=how["pair_genes"], nulls=how["nulls"], seed=seed, step=run.step)
     tables = pd.concat([k["table"] for k in kept.values()], ignore_index=True)
     for name, table in (("evaluation", evaluation), ("modules", tables), ("pairs", pairs)): run.table(f"{name}.csv", table)
     _module_figures(kept, pairs, run)
-    summary = "\n".join([f"{adata.n_obs:,} cells x {adata.n_vars:,} genes, {adata.obs[PATIENT].nunique()} {units}", *module_lines(evaluation, tables, pairs, units)])
+    summary = "\n".join([f"{adata.n_obs:,} cells x {adata.n_vars:,} genes, {adata.obs[PATIENT].nunique()} {units}", *module_lines(evaluation, tables, pairs, units, how["nulls"])])
     run.finish({"summary": summary.splitlines()})
     return {"evaluation": evaluation, "modules": tables, "pairs": pairs, "summary": summary}
 

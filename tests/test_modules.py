@@ -194,3 +194,17 @@ def test_the_benchmark_agrees_with_itself():
     done = python("tests/benchmarks/bench_scbmlp.py", "--quick", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "times" in done.stdout
+
+
+def test_timepoints_are_told_apart_beside_the_other_models():
+    "The state task: bags one by one, under the folds of every other model; far better than a lineage-and-patient guess."
+    sets, proba, fits = la.predict_state(la.bags(la.simulate_cohort("small", seed=2)), ("DX", "REL"), models=["majority", "patient_lineage", "scbmlp"])
+    table = la.evaluation_table(sets, proba)
+    mean = table[table["metric"] == "balanced_accuracy"].groupby("model")["value"].mean()
+    assert {"majority", "patient_lineage", "scbmlp"} <= set(mean.index) and mean["scbmlp"] > mean["patient_lineage"] + 0.1
+    for f in fits["scbmlp"]: assert f.seen and f.genes == list(sets.genes)
+
+
+def test_it_has_no_forecast(tmp_path, capsys):
+    assert main(["run", "cohort", "--out", str(tmp_path / "out"), "--models", "scbmlp", "--task", "forecast"]) == 2
+    assert "scbmlp reads one bag at a time" in capsys.readouterr().err

@@ -187,7 +187,7 @@ class ScBMLPConfig:
             if getattr(self, name) < 1: raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.dropout < 1: raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
-# %% ../../nbs/14_scbmlp.ipynb #5e90919c
+# %% ../../nbs/14_scbmlp.ipynb #abd71806
 @register("scbmlp", ScBMLPConfig)
 class ScBMLP(nn.Module):
     "y = P ((W z + b_w) * (V z + b_v)) + b, with z the centred and scaled genes."
@@ -207,7 +207,7 @@ class ScBMLP(nn.Module):
     P = property(lambda self: self.out.weight)                      # (outputs, hidden)
 
     def calibrate(self, batch, weight, chosen=None):  # means and spread of the training cells (called by `fit`)
-        mean, variance = batch["x"].moments(weight) if isinstance(batch["x"], Rows) else _dense_moments(batch["x"], weight)
+        mean, variance = batch["x"].moments(weight) if isinstance(batch["x"], Rows) else _dense_moments(batch["x"], weight, batch.get("mask"))
         spread = np.sqrt(variance)
         scale = np.where(spread > 1e-6, 1 / np.maximum(spread, self.config.floor), 0.0)
         if chosen is not None: scale = scale * np.asarray(chosen)
@@ -215,13 +215,15 @@ class ScBMLP(nn.Module):
         self.spread.copy_(torch.as_tensor(np.where(scale > 0, spread, 0.0)))
         self.scale.copy_(torch.as_tensor(scale if self.config.scaled else (scale > 0).astype(float)))
 
-    def forward(self, x):  # (batch, genes) tensor or Rows -> (batch, outputs)
+    def forward(self, x, mask=None):  # (batch, genes) tensor or Rows -> (batch, outputs); sets of bags (batch, time, genes) and their mask: bag by bag
         z = (x * self.scale) @ self.maps - (self.mean * self.scale) @ self.maps
         if self.constants is not None: z = z + self.constants
         w, v = z.chunk(2, -1)
-        return self.out(self.drop(w * v))
+        out = self.out(self.drop(w * v))
+        return out if mask is None else out * mask[..., None]
 
-def _dense_moments(x, weight):  # means and variances (genes,) of weighted rows of a tensor
+def _dense_moments(x, weight, mask=None):  # means and variances (genes,) of weighted rows of a tensor; with `mask` (n, T) of the bags in weighted sets
+    if mask is not None: x, weight = x.flatten(0, 1), (weight[:, None] * mask / (weight[:, None] * mask).sum()).flatten()
     x, w = x.double().cpu().numpy(), weight.double().cpu().numpy()
     mean = w @ x
     return mean, np.maximum(w @ x**2 - mean**2, 0)
