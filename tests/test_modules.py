@@ -168,6 +168,10 @@ def test_the_command_fills_its_tables(run):
     assert {"output", "gene_a", "gene_b", "interaction", "p_value", "q_value"} <= set(pairs.columns)
     assert set(modules["output"]) == set(pairs["output"]) == {"T", "B", "Mono"}
     assert set(evaluation["model"]) == {"majority", "logistic", "scbmlp"} and np.allclose(evaluation.loc[evaluation["metric"] == "balanced_accuracy", "chance"], 1 / 3)
+    each = evaluation[evaluation["unit"] != "all"]
+    assert (each.groupby("model")["unit"].nunique() == 6).all() and set(each["metric"]) == {"accuracy"}  # the spread over patients
+    for m, rows in each.groupby("model"): assert np.average(rows["value"], weights=rows["cells"]) == pytest.approx(evaluation.query("model == @m and unit == 'all' and metric == 'accuracy'")["value"].item())
+    assert "95% interval over patients" in "\n".join(json.loads((run / "run.json").read_text())["results"]["summary"])
     for t in (modules, pairs): assert t["p_value"].between(0, 1).all() and t["q_value"].between(0, 1).all() and (t["p_value"] > 0).all()
     assert (modules.groupby(["output", "module"])["gene"].nunique() == 20).all()
     record = json.loads((run / "run.json").read_text())
