@@ -9,13 +9,13 @@ __all__ = []
 # %% ../nbs/50_init.ipynb #8af79804
 import importlib
 
-# %% ../nbs/50_init.ipynb #a06c6ea1
+# %% ../nbs/50_init.ipynb #8dc2d6df
 _NAMES = {
     "core": "check_cohort timepoints_of contrasts contrast_name contrast_pair",
     "simulation": "simulate_cohort config_for CohortConfig PRESETS EVALUATION_SEEDS NULL_SEEDS write_geo GEO_TRAPS",
     "reading": "read_cohort as_cohort save_cohort fetch_gse235063",
     "preprocessing": "normalize variable_genes pseudobulk bags sequences state_sets Sequences patient_folds thin",
-    "training": "fit fit_many Training Job Fitted attention matrix_form state_loss register registered build save load annotate GeneProjection",
+    "training": "fit fit_many Training Job Fitted attention matrix_form state_loss register registered build save load annotate_libraries GeneProjection",
     "baselines": "Majority PatientLineage Logistic SelectGenes differential_expression deseq2 paired_differences moderated_t held_out_proba patient_accuracy patient_auroc",
     "inference": "audit explanations permute_libraries design_of studentise paired_scorer held_out_scorer p_values align_scores strata_of q_values stability nogueira power input_change as_ranking as_scanpy",
     "forecasting": "forecasts Forecasts NoChange MeanShift OwnLevel Ridge Network forecaster forecast_folds held_out_changes patient_changes forecast_table cross_gene_test change_loss",

@@ -8,7 +8,8 @@ __all__ = ['PATIENT', 'TIMEPOINT', 'SAMPLE', 'CELL_TYPE', 'MALIGNANT', 'LINEAGE'
            'derive_seed', 'rng_for', 'device_for', 'progress', 'atomic_path', 'module_stamp', 'check_cohort',
            'timepoints_of', 'input_kind', 'counts_of']
 
-# %% ../nbs/00_core.ipynb #0a39f751
+# %% ../nbs/00_core.ipynb #6c35504c
+import ast
 import contextlib
 import difflib
 import hashlib
@@ -158,23 +159,42 @@ def atomic_path(
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #e2df134b
+# %% ../nbs/00_core.ipynb #05327c68
 def _uncommented(source):  # source code without comments and empty lines
     lines = source.splitlines()
     for t in tokenize.generate_tokens(io.StringIO(source).readline):
         if t.type == tokenize.COMMENT: lines[t.start[0] - 1] = lines[t.start[0] - 1][:t.start[1]]
     return "\n".join(l.rstrip() for l in lines if l.strip())
 
+def _needed(source, name):  # the top-level statements behind a definition: its own, and those of the names it uses, directly or not
+    tree, lines = ast.parse(source).body, source.splitlines()
+    def names(s, kind): return {n.id for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, kind)}
+    def parts(s): return {n.value.id for n in ast.walk(s) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and isinstance(n.value, ast.Name)}
+    gives = [{s.name} if hasattr(s, "name") else names(s, ast.Store) | parts(s) for s in tree]
+    wanted, kept = {name}, set()
+    while new := {i for i, g in enumerate(gives) if i not in kept and g & wanted}: kept, wanted = kept | new, wanted.union(*(names(tree[i], ast.Load) for i in new))
+    if not kept: raise ValueError(f"no definition {name!r} in this module; a stamp names modules, or module.function")
+    first = [min([s.lineno, *(d.lineno for d in getattr(s, "decorator_list", []))]) for s in tree]
+    return "\n".join("\n".join(lines[first[i] - 1:tree[i].end_lineno]) for i in sorted(kept))
+
+# %% ../nbs/00_core.ipynb #3b9c3c35
 def module_stamp(
-    *names,  # modules to name, such as "inference"; those loaded now where none is given
+    *names,  # modules to name, such as "inference", or what of one: "training.fit_many"; the modules loaded now where none is given
 ) -> str:  # `modules core inference: 1f0c5a9b2d3e`
-    "The longaml modules in use and a hash of their source without comments, for the last line of a slow cell."
+    "The longaml code in use and a hash of its source without comments, for the last line of a slow cell."
     here = Path(importlib.import_module("longaml").__file__).parent
+    def source(module):
+        f = here.joinpath(*module.split("."))
+        f = f/"__init__.py" if f.is_dir() else f.with_suffix(".py")
+        return f.read_text(encoding="utf-8") if f.exists() else None
+    def code(name):
+        if (whole := source(name)) is not None: return whole
+        module, _, part = name.rpartition(".")
+        if not module or (whole := source(module)) is None: raise ValueError(f"no module or definition {name!r}; a stamp names modules, or module.function")
+        return _needed(whole, part)
     loaded = (m[len("longaml."):] for m in sys.modules if m.startswith("longaml.") and not m.endswith("_modidx"))
     names = sorted(names or loaded)
-    files = [here.joinpath(*n.split(".")) for n in names]
-    code = "\n".join(_uncommented((f/"__init__.py" if f.is_dir() else f.with_suffix(".py")).read_text(encoding="utf-8")) for f in files)
-    return f"modules {' '.join(names)}: {hashlib.sha256(code.encode()).hexdigest()[:12]}"
+    return f"modules {' '.join(names)}: {hashlib.sha256(chr(10).join(_uncommented(code(n)) for n in names).encode()).hexdigest()[:12]}"
 
 # %% ../nbs/00_core.ipynb #3113a52f
 def check_cohort(

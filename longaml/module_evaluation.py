@@ -103,7 +103,7 @@ def _scores(model, truth, said, classes, units):  # rows of the evaluation table
     table.insert(2, "unit", "all")
     return pd.concat([table, each], ignore_index=True)
 
-# %% ../nbs/33_module_evaluation.ipynb #31229f05
+# %% ../nbs/33_module_evaluation.ipynb #75a0d0e6
 def outputs_of(
     adata,  # AnnData from labelled_cells
 ) -> list:  # classes, or the one contrast of two
@@ -111,6 +111,7 @@ def outputs_of(
     classes = list(adata.obs["label"].cat.categories)
     return [(classes[1], classes[0])] if len(classes) == 2 else classes
 
+# %% ../nbs/33_module_evaluation.ipynb #0d6a524e
 def module_tables(
     adata,   # AnnData from labelled_cells
     output,  # a class, or (a, b)
@@ -121,17 +122,18 @@ def module_tables(
     hidden=16,  # products
     centre=None,  # obs columns of libraries whose means are taken away; None: none
     seed=0,  # every random number follows from it
+    device="auto",  # see device_for
 ) -> tuple:  # modules.csv rows, Spectrum
     "Modules of an output with p-values against labels permuted within samples."
     data = cell_data(adata, "label", groups=PATIENT, centre=centre, seed=seed)
-    spectrum = eigenvalue_test(data, output, n_null=nulls, within=adata.obs[SAMPLE].astype(str).to_numpy(), hidden=hidden, seed=seed)
+    spectrum = eigenvalue_test(data, output, n_null=nulls, within=adata.obs[SAMPLE].astype(str).to_numpy(), hidden=hidden, seed=seed, device=device)
     form, rows = spectrum.form, []
     for i, row in enumerate(spectrum.table.head(k).itertuples()):
         order = np.argsort(-np.abs(form.vectors[:, i]), kind="stable")[:top]
         rows.append(pd.DataFrame({"output": form.output, "module": row.module, "eigenvalue": row.eigenvalue, "spectrum_share": row.share, "p_value": row.p_value, "q_value": row.q_value, "gene": np.array(form.genes)[order], "weight": form.vectors[order, i]}))
     return pd.concat(rows, ignore_index=True), spectrum
 
-# %% ../nbs/33_module_evaluation.ipynb #d82605ac
+# %% ../nbs/33_module_evaluation.ipynb #79810625
 def pair_tables(
     adata,   # AnnData from labelled_cells
     outputs,  # from outputs_of
@@ -140,20 +142,21 @@ def pair_tables(
     nulls=12,     # retrainings with genes permuted apart; a lone pair can reach q = 1 / nulls
     listed=500,   # best pairs kept of each output
     seed=0,  # every random number follows from it
+    device="auto",  # see device_for
     step=lambda name, fn: fn(),  # (name, function) -> result, such as Run.step
 ) -> pd.DataFrame:  # output, gene_a, gene_b, interaction, score, p_value, q_value
     "Pairs of every output against genes permuted within samples and classes; p and q are over all pairs, the best are listed."
     some = adata[:, _variable(adata, min(n_genes, 500))].copy()
-    def one(output): return pair_test(some, "label", output, n_null=nulls, within=(SAMPLE,), groups=PATIENT, seed=seed).head(listed)
+    def one(output): return pair_test(some, "label", output, n_null=nulls, within=(SAMPLE,), groups=PATIENT, seed=seed, device=device).head(listed)
     return pd.concat([step(f"pairs/{_slug(o)}", lambda o=o: one(o)) for o in progress(outputs, "pairs")], ignore_index=True)
 
 def _slug(output):  # an output's name as a file name
     import re
     return re.sub(r"\W+", "-", output if isinstance(output, str) else "-against-".join(output)).strip("-") or "output"
 
-# %% ../nbs/33_module_evaluation.ipynb #b0a0a710
+# %% ../nbs/33_module_evaluation.ipynb #f3693019
 def _module_step(adata, output, how, seed):  # what a run keeps of an output's modules
-    table, s = module_tables(adata, output, nulls=how["nulls"], hidden=how["hidden"], centre=how["centre"], seed=seed)
+    table, s = module_tables(adata, output, nulls=how["nulls"], hidden=how["hidden"], centre=how["centre"], seed=seed, device=how["device"])
     return {"table": table, "spectrum": s.table, "null": s.null}
 
 def plot_module_table(
@@ -249,13 +252,13 @@ def _checked(n_genes, pair_genes, nulls, device):  # the options of a run
     if nulls < 1 or n_genes < 2: raise ValueError(f"nulls is {nulls} and n_genes {n_genes}; a p-value needs at least 1 retraining, and a pair two genes")
     return {"n_genes": int(n_genes), "pair_genes": int(pair_genes), "nulls": int(nulls), "hidden": 16, "device": device}
 
-# %% ../nbs/33_module_evaluation.ipynb #417b3d60
+# %% ../nbs/33_module_evaluation.ipynb #8d2249c2
 def _run(adata, run, how, seed):  # steps, tables, figures, summary
     how = how | {"centre": SAMPLE if adata.obs[SAMPLE].nunique() > 1 else None}
     outputs, units = outputs_of(adata), adata.uns[UNS]["units"]
     evaluation = run.step("evaluate", lambda: evaluate_cells(adata, hidden=how["hidden"], centre=how["centre"], seed=seed, device=how["device"]))
     kept = {_slug(o): run.step(f"modules/{_slug(o)}", lambda o=o: _module_step(adata, o, how, seed)) for o in progress(outputs, "modules")}
-    pairs = pair_tables(adata, outputs, n_genes=how["pair_genes"], nulls=how["nulls"], seed=seed, step=run.step)
+    pairs = pair_tables(adata, outputs, n_genes=how["pair_genes"], nulls=how["nulls"], seed=seed, device=how["device"], step=run.step)
     tables = pd.concat([k["table"] for k in kept.values()], ignore_index=True)
     for name, table in (("evaluation", evaluation), ("modules", tables), ("pairs", pairs)): run.table(f"{name}.csv", table)
     _module_figures(kept, pairs, run)

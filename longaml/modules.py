@@ -9,7 +9,7 @@ __all__ = ['QuadraticForm', 'direction', 'interactions', 'interaction', 'pair_bl
            'subspace_overlap', 'module_stability', 'correlation_modules', 'jaccard', 'enrichment', 'plot_spectrum',
            'plot_modules', 'plot_network', 'module_activity', 'plot_activity']
 
-# %% ../nbs/24_modules.ipynb #225c723c
+# %% ../nbs/24_modules.ipynb #bd9ae1c7
 import itertools
 from dataclasses import dataclass, replace
 
@@ -23,9 +23,9 @@ from scipy import stats
 
 from .core import LINEAGE, PATIENT, SAMPLE, TIMEPOINT, check_choice, check_column, derive_seed, listing, progress, rng_for
 from .inference import p_values, q_values
-from .models.scbmlp import CellData, Rows, ScBMLP, ScBMLPClassifier, ScBMLPConfig, SCBMLP_TRAINING, cell_blocks, cell_data, class_loss
+from .models.scbmlp import Rows, ScBMLP, ScBMLPConfig, SCBMLP_TRAINING, cell_data, class_loss
 from .plotting import COLOURS, PALE, _axes, _dress, _heat
-from .training import Fitted, fit
+from .training import fit
 
 # %% ../nbs/24_modules.ipynb #98e0f367
 @dataclass
@@ -238,7 +238,7 @@ def studentised_pairs(
     out = Q / np.outer(gene, gene)
     return out / np.median(np.abs(out[np.triu_indices(len(out), 1)]))
 
-# %% ../nbs/24_modules.ipynb #40f228ca
+# %% ../nbs/24_modules.ipynb #84db9624
 def mean_interactions(
     data,    # CellData with up to 500 genes
     output,  # see direction
@@ -249,11 +249,12 @@ def mean_interactions(
     bias=True,     # see ScBMLPConfig
     centred=True,  # see ScBMLPConfig
     seed=0,  # every random number follows from it
+    device="auto",  # see device_for
 ) -> np.ndarray:  # (genes, genes)
     "Interactions of all pairs, averaged over networks with different initial weights."
     config, total = ScBMLPConfig(data.x.shape[1], len(data.timepoints), hidden=hidden, bias=bias, centred=centred, gain=0.3), 0
     for i in range(n_fits):
-        fitted = fit(lambda: ScBMLP(config), data, loss=class_loss, how=replace(SCBMLP_TRAINING, epochs=epochs), seed=derive_seed(seed, "pairs", i) % 2**31, valid=())
+        fitted = fit(lambda: ScBMLP(config), data, loss=class_loss, how=replace(SCBMLP_TRAINING, epochs=epochs, device=device), seed=derive_seed(seed, "pairs", i) % 2**31, valid=())
         total = total + np.vstack([q for _, q in pair_blocks(fitted, output)]) / n_fits
     return total
 
@@ -325,7 +326,7 @@ def pair_precision(
     if isinstance(truth, pd.DataFrame): truth = truth.loc[truth["kind"] == "interaction", "partner"].to_dict()
     return float(average_precision_score([truth.get(a) == b for a, b in zip(pairs["gene_a"], pairs["gene_b"])], np.abs(pairs[score])))
 
-# %% ../nbs/24_modules.ipynb #2cf93966
+# %% ../nbs/24_modules.ipynb #1ee1a9b4
 @dataclass
 class Spectrum:
     "Eigenvalues of an output and those under permuted labels."
@@ -343,10 +344,11 @@ def eigenvalue_test(
     epochs=8,     # passes; always all of them
     scaled=True,  # see ScBMLPConfig
     seed=0,  # every random number follows from it
+    device="auto",  # see device_for
 ) -> Spectrum:
     "Modules whose eigenvalue stands out from permuted labels, retrained."
     config, where = ScBMLPConfig(data.x.shape[1], len(data.timepoints), hidden=hidden, scaled=scaled, gain=0.3), np.zeros(len(data), int) if within is None else np.asarray(within)
-    def form(y): return interactions(fit(lambda: ScBMLP(config), replace(data, y=y), loss=class_loss, how=replace(SCBMLP_TRAINING, epochs=epochs), seed=seed, valid=()), output)
+    def form(y): return interactions(fit(lambda: ScBMLP(config), replace(data, y=y), loss=class_loss, how=replace(SCBMLP_TRAINING, epochs=epochs, device=device), seed=seed, valid=()), output)
     def mixed(rng):
         y = data.y.copy()
         for rows in pd.Series(np.arange(len(y))).groupby(where).indices.values(): y[rows] = y[rng.permutation(rows)]

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['attention', 'matrix_form', 'GeneProjection', 'Training', 'Job', 'state_loss', 'Fitted', 'fit', 'fit_many', 'register',
-           'registered', 'build', 'save', 'load', 'annotate']
+           'registered', 'build', 'save', 'load', 'annotate_libraries']
 
-# %% ../nbs/03_training.ipynb #f3ad6ea4
+# %% ../nbs/03_training.ipynb #5aafc0c6
 import contextlib
 import contextvars
 import copy
+import hashlib
 import importlib
 import inspect
 import math
@@ -153,8 +154,8 @@ def _calibrate(model, batch, weight, chosen):  # buffers that depend on the trai
     for part in model.modules():
         if hasattr(part, "calibrate"): part.calibrate(batch, weight, chosen)
 
-# %% ../nbs/03_training.ipynb #d5e06221
-def _fit_one(model, data, job, how, loss, groups, desc=None):  # model, history, best epoch
+# %% ../nbs/03_training.ipynb #f31891cd
+def _fit_one(model, data, job, how, loss, groups, desc=None, checkpoint=None):  # model, history, best epoch
     n, device = len(groups), device_for(how.device)
     batch = _on(data.batch(np.arange(n)), device)
     if job.y is not None: batch["y"] = torch.as_tensor(job.y, device=device)
@@ -162,28 +163,78 @@ def _fit_one(model, data, job, how, loss, groups, desc=None):  # model, history,
     w, v = (torch.as_tensor(_weights(groups, y, mask, g), device=device) for g in (job.train, job.valid))
     _calibrate(model, batch, w, job.chosen)
     optimizer = torch.optim.AdamW(model.parameters(), lr=how.lr, weight_decay=how.weight_decay, eps=how.eps)
-    best, best_epoch, kept, history, used = math.inf, 0, None, [], (w > 0).cpu().numpy()
-    for epoch in progress(range(1, how.epochs + 1), desc):
+    reached, used, streamed = _Reached(model, optimizer, job, how, checkpoint, groups, data), (w > 0).cpu().numpy(), hasattr(data, "order")
+    for epoch in progress(range(len(reached.history) + 1, how.epochs + 1), desc):
+        if reached.stopped: break
         model.train(); total = 0.0
-        for rows in _rows_of(n, used, how, epoch, 0):
+        for rows in progress(_streamed(data, used, how, epoch), f"epoch {epoch}") if streamed else _rows_of(n, used, how, epoch, 0):
             part = {k: t[rows] for k, t in batch.items()}
             value = (w[rows] * loss(model(**_inputs(model, part)), part)).sum()
             optimizer.zero_grad(); value.backward(); optimizer.step()
             total += value.item()
-        stop = _held_out_loss(model, batch, v, loss) if job.valid else math.nan
-        history.append((epoch, total, stop))
         if not math.isfinite(total): raise ValueError(f"the loss became {total} in epoch {epoch}; use a smaller lr than {how.lr:g}")
-        if not job.valid or stop < best: best, best_epoch, kept = stop, epoch, copy.deepcopy(model.state_dict()) if job.valid else None
-        if job.valid and epoch - best_epoch >= how.patience: break
-    if kept is not None: model.load_state_dict(kept)
-    return model, history, best_epoch
+        reached.add(epoch, total, _held_out_loss(model, batch, v, loss, 4 * how.batch_size if streamed and how.batch_size else n) if job.valid else math.nan)
+    if reached.kept is not None: model.load_state_dict(reached.kept)
+    return model, reached.history, reached.best_epoch
 
-# %% ../nbs/03_training.ipynb #3c3f1720
-def _held_out_loss(model, batch, weight, loss):  # weighted loss over the validation rows
-    rows = torch.nonzero(weight)[:, 0]
-    part = {k: t[rows] for k, t in batch.items()}
+# %% ../nbs/03_training.ipynb #55428822
+def _streamed(data, used, how, epoch):  # rows of each step in the data's own random order, which is kind to a disk
+    order = np.asarray(data.order(epoch))
+    order = order[used[order]]
+    return np.array_split(order, math.ceil(len(order) / (how.batch_size or len(order))))
+
+def _held_out_loss(model, batch, weight, loss, most):  # weighted loss over the validation rows, `most` at a time
+    total = 0.0
     model.eval()
-    with torch.no_grad(): return float((weight[rows] * loss(model(**_inputs(model, part)), part)).sum())
+    with torch.no_grad():
+        for rows in torch.nonzero(weight)[:, 0].split(most):
+            part = {k: t[rows] for k, t in batch.items()}
+            total += float((weight[rows] * loss(model(**_inputs(model, part)), part)).sum())
+    return total
+
+# %% ../nbs/03_training.ipynb #92d4ad1b
+class _Reached:
+    "How far a fit has come: its history, its best weights and, with a checkpoint, a file to go on from."
+    def __init__(self, model, optimizer, job, how, path, groups, data):
+        self.model, self.optimizer, self.job, self.patience, self.path = model, optimizer, job, how.patience, path
+        self.history, self.best, self.best_epoch, self.kept = [], math.inf, 0, None
+        if path is None: return
+        self.who = _identity(model, job, how, groups, data)
+        if Path(path).exists(): self._go_on()
+
+    @property
+    def stopped(self): return bool(self.job.valid) and len(self.history) - self.best_epoch >= self.patience
+
+    def add(self, epoch, total, stop):  # after an epoch
+        self.history.append((epoch, total, stop))
+        if not self.job.valid or stop < self.best: self.best, self.best_epoch, self.kept = stop, epoch, copy.deepcopy(self.model.state_dict()) if self.job.valid else None
+        if self.path is None: return
+        content = {"format": _REACHED, "who": self.who, "history": self.history, "best": self.best, "best_epoch": self.best_epoch, "kept": self.kept, "weights": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "random": _random_state()}
+        with atomic_path(self.path) as tmp, open(tmp, "wb") as f: torch.save(content, f)
+
+    def _go_on(self):  # take up the file's state
+        try: content = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as e: raise ValueError(f"{str(self.path)!r} is not a file that a fit can go on from ({type(e).__name__}); delete it to start afresh") from None
+        if not isinstance(content, dict) or content.get("format") != _REACHED: raise ValueError(f"{str(self.path)!r} is not a file that a fit can go on from; name another checkpoint")
+        if content["who"] != self.who: raise ValueError(f"{str(self.path)!r} belongs to another fit (other data, groups, settings or seed); name another checkpoint, or delete it")
+        self.model.load_state_dict(content["weights"]); self.optimizer.load_state_dict(content["optimizer"])
+        self.history, self.best, self.best_epoch, self.kept = [tuple(h) for h in content["history"]], content["best"], content["best_epoch"], content["kept"]
+        _set_random_state(content["random"])
+
+# %% ../nbs/03_training.ipynb #d548d19f
+_REACHED = "longaml training state 1"
+
+def _identity(model, job, how, groups, data):  # what must be the same for a fit to go on: start, settings, groups, data
+    h = hashlib.sha256(repr((job.train, job.valid, job.seed, {k: v for k, v in asdict(how).items() if k not in ("epochs", "device")}, getattr(data, "notes", {}))).encode())
+    for a in (groups, job.y, job.chosen): h.update(b"none" if a is None else np.ascontiguousarray(a).tobytes())
+    for k, v in model.state_dict().items(): h.update(k.encode() + v.detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()
+
+def _random_state(): return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+
+def _set_random_state(state):
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count(): torch.cuda.set_rng_state_all(state["cuda"])
 
 # %% ../nbs/03_training.ipynb #87e7dae9
 @dataclass
@@ -220,7 +271,7 @@ class Fitted:
             raise ValueError(f"{len(missing)} of the {len(self.genes)} genes that this model reads are not in the data ({len(have)} genes): {listing(missing)}. Make the data with genes=fitted.genes, or train on the genes that both cohorts have.")
         return data.with_genes(self.genes)
 
-# %% ../nbs/03_training.ipynb #54885f6f
+# %% ../nbs/03_training.ipynb #aedb292e
 def fit(
     model,  # an nn.Module (the start; it is not changed), or a function that makes one
     data,   # anything with batch(rows) -> dict of tensors and groups, such as Sequences
@@ -230,6 +281,7 @@ def fit(
     seed=0,      # of the initial weights, the validation patients and dropout
     loss=state_loss,  # (outputs, batch) -> (n,)
     how=None,    # a Training; None: its defaults
+    checkpoint=None,  # file that keeps what was reached after every epoch; where it is there, the fit goes on from it; None: none
     **changes,   # fields of Training, such as epochs=30
 ) -> Fitted:
     "Train one network: AdamW, early stopping on held-out patients, the best weights restored."
@@ -240,9 +292,10 @@ def fit(
     groups, device = _check(data, [job]), device_for(how.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "dropout"))
-        net, history, best = _fit_one(_started(model, job, device), data, job, how, loss, groups, "training")
+        net, history, best = _fit_one(_started(model, job, device), data, job, how, loss, groups, "training", checkpoint)
     return _fitted(net.eval(), data, job, history, best, how)
 
+# %% ../nbs/03_training.ipynb #797b7139
 def _fitted(model, data, job, history, best, how):  # a Fitted with what the data say about themselves
     notes = {k: v for k, v in getattr(data, "notes", {}).items()}
     return Fitted(model, pd.DataFrame(history, columns=["epoch", "train_loss", "valid_loss"]), best, tuple(job.train), tuple(job.valid), job.seed,
@@ -447,8 +500,8 @@ def _restored(content):  # the Fitted of a checkpoint
     kept = {k: tuple(content[k]) if k in ("train", "valid") else content[k] for k in _KEPT}
     return Fitted(model.eval(), pd.DataFrame(content["history"]), how=Training(**content["how"]), **kept)
 
-# %% ../nbs/03_training.ipynb #807d1a34
-def annotate(
+# %% ../nbs/03_training.ipynb #0c5e4c4a
+def annotate_libraries(
     fitted,  # a Fitted of the `state` task, such as from `load`
     adata,   # a cohort
     *,
@@ -456,7 +509,7 @@ def annotate(
 ) -> pd.DataFrame:  # one row per library and lineage: sample, patient, lineage, timepoint, bags, p_<timepoint>
     "What a trained model says about the libraries of another cohort: class probabilities, averaged over bags."
     notes, times = fitted.preprocessing, fitted.timepoints
-    if notes.get("task") != "state": raise ValueError(f"annotate needs a model of the 'state' task; this one was trained on {notes.get('task')!r}")
+    if notes.get("task") != "state": raise ValueError(f"annotate_libraries needs a model of the 'state' task; this one was trained on {notes.get('task')!r}")
     if notes["input_kind"] != input_kind(adata): raise ValueError(f"the model was trained on {notes['input_kind']} and this cohort was read from {input_kind(adata)}; give it the same kind of values")
     if shared := sorted(fitted.seen & set(adata.obs[PATIENT].astype(str))): log.warning("%d patients of this cohort have the names of patients that the model was trained on (%s): if they are the same, this is not a test.", len(shared), listing(shared, 3))
     bagged = bags(adata, bag_size=notes["bag_size"], seed=seed)

@@ -212,9 +212,9 @@ def test_checkpoints(finished):
         assert set().union(*left) == patients and sum(map(len, left)) == len(patients)
     whole = la.load(finished[0]/"models"/"transformer-REL_vs_DX.pt")
     other = la.simulate_cohort("small", n_patients=6, n_genes=150, n_cells=200, n_drivers=8, seed=2)
-    called = la.annotate(whole, other)
+    called = la.annotate_libraries(whole, other)
     assert np.allclose(called[["p_DX", "p_REL"]].sum(axis=1), 1, atol=1e-5) and set(called["timepoint"]) == {"DX", "REL"}
-    with pytest.raises(ValueError, match="3 of the 150 genes that this model reads are not in the data"): la.annotate(whole, other[:, 3:].copy())
+    with pytest.raises(ValueError, match="3 of the 150 genes that this model reads are not in the data"): la.annotate_libraries(whole, other[:, 3:].copy())
 
 # ---- the same cohort by other ways in, the same seed, another seed
 

@@ -7,7 +7,7 @@ __all__ = ['VALUE_LOSSES', 'SCBMLP_TRAINING', 'Rows', 'CellData', 'cell_blocks',
            'class_loss', 'value_loss', 'ScBMLPClassifier', 'ScBMLPRegressor', 'recall_table', 'graph_frequencies',
            'held_out_r2', 'response_embedding']
 
-# %% ../../nbs/14_scbmlp.ipynb #7cb40b95
+# %% ../../nbs/14_scbmlp.ipynb #7e85419c
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import check_choice, check_column, derive_seed, listing, log, rng_for
+from ..core import check_choice, check_column, listing, log, rng_for
 from ..training import Fitted, Training, fit, register
 
 # %% ../../nbs/14_scbmlp.ipynb #a5067660
