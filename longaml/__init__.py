@@ -41,11 +41,24 @@ _NAMES |= {
     "perturbation_evaluation": "evaluate_perturbations run_perturb predictor chosen_predictors",
 }
 
-# %% ../nbs/50_init.ipynb #3a9f2d59
+# %% ../nbs/50_init.ipynb #19bcbd3b
 _NAMES |= {
     "models.scbmlp": "ScBMLP ScBMLPConfig ScBMLPClassifier ScBMLPRegressor cell_data CellData cell_blocks recall_table graph_frequencies held_out_r2 response_embedding",
     "modules": "interactions QuadraticForm interaction top_pairs write_modules accuracy_by_modules pair_test product_test pair_cells pair_precision eigenvalue_test module_stability subspace_overlap correlation_modules jaccard enrichment plot_spectrum plot_modules plot_network module_activity plot_activity",
-    "module_evaluation": "run_modules labelled_cells evaluate_cells module_tables pair_tables",
+    "module_evaluation": "run_modules labelled_cells evaluate_cells cell_scores module_tables pair_tables",
+}
+
+# %% ../nbs/50_init.ipynb #d4566ff7
+_NAMES |= {
+    "celltype_simulation": "simulate_types typed_config_for TypedCellsConfig TYPED_PRESETS",
+    "tokens": "Vocabulary vocabulary Encoding encode rank_tokens value_bins TokenData token_data write_tokens open_tokens Previous previous_bags check_lineages",
+    "models.celltype": "CellTypeTransformer CellTypeConfig CellTypeClassifier annotate celltype_proba celltype_tokens token_contributions class_gene_scores celltype_genes",
+    "celltype_evaluation": "run_celltype annotate_file judge_celltypes evaluate_celltypes celltype_scores calibration_table calibration_error plot_confusion plot_calibration",
+    "networks": "correlation_matrix correlation_test library_profiles adjacency centralities compare_networks bdm node_impact edge_impact rank_by_impact random_graph rewired_graph network_change_scorer change_rows rank_network_change library_correlations pair_changes plot_adjacency plot_degree_impact",
+    "network_evaluation": "run_network",
+    "factors": "fit_factors Factors activities factor_stability chosen_k leading_genes factor_changes plot_factor_stability plot_factor_changes bayesian_ridge Posterior BayesianRidge coefficient_table FactorModel",
+    "expression_evaluation": "run_de de_table de_coverage de_stability de_audit de_lines",
+    "report": "write_report read_run at_a_glance held_out top_genes concordance plot_courses methods references",
 }
 
 # %% ../nbs/50_init.ipynb #e1d14160

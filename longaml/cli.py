@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Cohort', 'Out', 'PatientKey', 'TimepointKey', 'Timepoints', 'CellTypeKey', 'MalignantKey', 'LineageKey',
-           'Seed', 'Resume', 'Debug', 'explain', 'main', 'options', 'run', 'audit', 'published', 'perturb',
-           'gene_modules', 'demo', 'simulate', 'convert']
+           'Seed', 'Resume', 'Debug', 'celltype', 'explain', 'main', 'options', 'run', 'audit', 'published', 'perturb',
+           'gene_modules', 'de', 'network', 'make_report', 'train_celltype', 'annotate_celltype', 'demo', 'simulate',
+           'convert']
 
 # %% ../nbs/40_cli.ipynb #fe29109b
 import json
@@ -23,7 +24,7 @@ import typer
 
 from . import __version__
 
-# %% ../nbs/40_cli.ipynb #3820f3ac
+# %% ../nbs/40_cli.ipynb #5f2a96c6
 def _as_options(
     text,  # a message of the library
 ) -> str:
@@ -32,8 +33,9 @@ def _as_options(
         names = m[1].replace("', '", ",").strip("'")
         return "--timepoints " + ("A,B,C" if names == "..." else f'"{names}"' if " " in names else names)
     text = re.sub(r"\b(control|separator)=\.\.\.( (?=\.))?", lambda m: f"--{m[1]} {'LABEL' if m[1] == 'control' else 'TEXT'}", text)
+    text = re.sub(r"\bmin_patients\b", "--min-patients", text)
     text = re.sub(r"\b(Lower )?min_cells\b", lambda m: f"{m[1] or ''}--min-cells", text).replace("n_folds is ", "--folds is ")
-    text = re.sub(r"\b(patient|timepoint|cell_type|malignant|lineage|perturbation|batch|label|sample)_key=(\.\.\.( (?=\.))?)?", lambda m: f"--{m[1].replace('_', '-')}-key COLUMN", text)
+    text = re.sub(r"\b(patient|timepoint|cell_type|malignant|lineage|perturbation|batch|label|sample|donor)_key=(\.\.\.( (?=\.))?)?", lambda m: f"--{m[1].replace('_', '-')}-key COLUMN", text)
     return re.sub(r"\btimepoints=\[([^\]]+)\]", times, text)
 
 # %% ../nbs/40_cli.ipynb #faffecbf
@@ -130,7 +132,7 @@ Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Every ran
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, if it is the same run.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-# %% ../nbs/40_cli.ipynb #466c7304
+# %% ../nbs/40_cli.ipynb #c2835e54
 @app.command(short_help="Evaluate, rank genes against a null, audit the ranking.")
 def run(
     cohort: Cohort,                       # what to read
@@ -142,10 +144,11 @@ def run(
     malignant_key: MalignantKey = None,   # column of malignancy
     lineage_key: LineageKey = None,       # column of lineages
     task: Annotated[str, typer.Option(metavar="A,B,C", callback=_names, help="What is predicted: state (the timepoint of a bag of cells), forecast (the change to the last timepoint), impute (the timepoints in between).")] = "state",
-    models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="Models to compare: majority, patient_lineage, technical (always run), logistic, paired_de, transformer (these, if left out), lstm, bilstm, scbmlp.")] = None,
+    models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="Models to compare: majority, patient_lineage, technical (always run), logistic, paired_de, transformer (these, if left out), lstm, bilstm, scbmlp, bayesian_ridge, nmf, network_degree, network_bdm, network_pair.")] = None,
     nulls: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="Permutations of libraries per ranking; 20 if left out (200 for paired_de at least). Each retrains every model on every fold, networks for 10 epochs; for accuracy they stop early.")] = None,
     seed: Seed = 0,                       # of everything random
     device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Leave report.ipynb and report.html in the folder; needs longaml[report].")] = True,
     resume: Resume = False,               # go on with an earlier run
     debug: Debug = False,                 # read by main
 ):
@@ -153,6 +156,11 @@ def run(
     read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
     from longaml.evaluation import run_cohort
     typer.echo(run_cohort(cohort, out, read=read, task=task, models=models, nulls=nulls, seed=seed, device=device, resume=resume)["summary"])
+    if report: _report(out)
+
+def _report(folder):  # the report of a run, or a line that says why there is none
+    from longaml.report import report_or_say
+    typer.echo(report_or_say(folder))
 
 # %% ../nbs/40_cli.ipynb #eae109b7
 @app.command(short_help="Say what explains a ranking made elsewhere.")
@@ -241,17 +249,125 @@ def gene_modules(
     found = run_modules(cells, out, label_key=label_key, patient_key=patient_key, sample_key=sample_key, layer=layer, n_genes=genes, pair_genes=pair_genes, nulls=nulls, seed=seed, device=device, resume=resume)
     typer.echo(found["summary"])
 
-# %% ../nbs/40_cli.ipynb #e825836c
+# %% ../nbs/40_cli.ipynb #c19c6225
+@app.command(short_help="Paired differential expression of every contrast and lineage, audited.")
+def de(
+    cohort: Cohort,                       # what to read
+    out: Out,                             # where results go
+    patient_key: PatientKey = None,       # column of patients
+    timepoint_key: TimepointKey = None,   # column of timepoints
+    timepoints: Timepoints = None,        # in order of time
+    cell_type_key: CellTypeKey = None,    # column of cell types
+    malignant_key: MalignantKey = None,   # column of malignancy
+    lineage_key: LineageKey = None,       # column of lineages
+    min_cells: Annotated[int, typer.Option(metavar="N", min=1, help="A library with fewer cells of a lineage is missing there.")] = 20,
+    min_patients: Annotated[int, typer.Option(metavar="N", min=2, help="A lineage with fewer patients is not tested.")] = 3,
+    seed: Seed = 0,                       # of everything random
+    resume: Resume = False,               # go on with an earlier run
+    debug: Debug = False,                 # read by main
+):
+    "Test every gene between timepoints with the patient as its own control, in every lineage, and audit the result (la.run_de)."
+    read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
+    from longaml.expression_evaluation import run_de
+    typer.echo(run_de(cohort, out, read=read, min_cells=min_cells, min_patients=min_patients, seed=seed, resume=resume)["summary"])
+
+# %% ../nbs/40_cli.ipynb #f8b7c732
+@app.command(short_help="Correlation networks, what deleting a gene does, and what changes over time.")
+def network(
+    cohort: Cohort,                       # what to read
+    out: Out,                             # where results go
+    genes: Annotated[str, typer.Option(metavar="FILE|top:N", help="File with one gene a line, or the N most variable; 4 to 1,000.")] = "top:200",
+    patient_key: PatientKey = None,       # column of patients
+    timepoint_key: TimepointKey = None,   # column of timepoints
+    timepoints: Timepoints = None,        # in order of time
+    cell_type_key: CellTypeKey = None,    # column of cell types
+    malignant_key: MalignantKey = None,   # column of malignancy
+    lineage_key: LineageKey = None,       # column of lineages
+    method: Annotated[str, typer.Option(metavar="NAME", help="spearman or pearson.")] = "spearman",
+    density: Annotated[float, typer.Option(metavar="SHARE", help="Share of pairs that are edges.")] = 0.05,
+    nulls: Annotated[int, typer.Option(metavar="N", min=1, help="Permutations of libraries, and graphs of each null.")] = 100,
+    seed: Seed = 0,                       # of everything random
+    resume: Resume = False,               # go on with an earlier run
+    debug: Debug = False,                 # read by main
+):
+    "Correlation networks of a gene set at each timepoint, what deleting a gene takes from their complexity, and which genes are connected differently, each against its null (la.run_network)."
+    read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
+    from longaml.network_evaluation import run_network
+    typer.echo(run_network(cohort, out, read=read, genes=genes, method=method, density=density, nulls=nulls, seed=seed, resume=resume)["summary"])
+
+# %% ../nbs/40_cli.ipynb #9cf4df62
+@app.command("report", short_help="Make the report of a finished run.")
+def make_report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False, help="Folder that longaml run wrote to.")],
+    debug: Debug = False,  # read by main
+):
+    "Leave report.ipynb and report.html in the folder of a finished run (la.write_report)."
+    from longaml.report import write_report
+    notebook, page = write_report(folder)
+    typer.echo(f"wrote {page} and {notebook}")
+
+# %% ../nbs/40_cli.ipynb #eb6d0580
+celltype = typer.Typer(help="Name cell types with a rank-token Transformer: train, annotate.", rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+app.add_typer(celltype, name="celltype", short_help="Name cell types with a rank-token Transformer: train, annotate.")
+
+@celltype.command("train", short_help="Judge a model on held-out donors beside simple methods, and train it.")
+def train_celltype(
+    cells: Annotated[Path, typer.Argument(metavar="DATA.h5ad", show_default=False, help="Labelled cells x genes; with --previous a cohort.")],
+    label_key: Annotated[str, typer.Option(metavar="COLUMN", show_default=False, help="Column with the cell types.")],
+    out: Annotated[Path, typer.Option("--out", metavar="MODEL_DIR", show_default=False, help="Folder for the model and its tables; new or empty.")],
+    donor_key: Annotated[Optional[str], typer.Option(metavar="COLUMN", help="Column that names the donor; 'patient' if there is one, else blocks of cells are held out.")] = None,
+    encoding: Annotated[str, typer.Option(metavar="NAME", help="rank, or bin: genes with value bins.")] = "rank",
+    context: Annotated[int, typer.Option(metavar="N", min=2, help="Genes per cell at most.")] = 2048,
+    previous: Annotated[bool, typer.Option("--previous", help="Read the timepoint before of the same patient and lineage.")] = False,
+    timepoint_key: TimepointKey = None,   # column of timepoints, with --previous
+    timepoints: Timepoints = None,        # in order of time, with --previous
+    lineage_key: LineageKey = None,       # column of lineages, with --previous
+    layer: Annotated[Optional[str], typer.Option(metavar="NAME", help="Layer with the counts.")] = None,
+    folds: Annotated[int, typer.Option(metavar="N", min=2, help="Folds of donors, or of blocks of cells.")] = 5,
+    epochs: Annotated[Optional[int], typer.Option(metavar="N", min=1, help="Passes over the cells at most; 30 if left out.")] = None,
+    seed: Seed = 0,                       # of everything random
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    resume: Resume = False,               # go on with an earlier run
+    debug: Debug = False,                 # read by main
+):
+    "Judge a rank-token Transformer on held-out donors beside logistic regression, nearest centroid and the majority, then train it on all cells (la.run_celltype)."
+    read = _given(timepoint_key=timepoint_key, timepoints=timepoints, lineage_key=lineage_key)
+    if read and not previous: raise ValueError("timepoints and lineages are read with --previous only; add it, or leave these options out.")
+    from longaml.celltype_evaluation import run_celltype
+    typer.echo(run_celltype(cells, out, label_key=label_key, donor_key=donor_key, encoding=encoding, context=context, previous=previous, layer=layer, read=read, n_folds=folds, epochs=epochs, seed=seed, device=device, resume=resume)["summary"])
+
+# %% ../nbs/40_cli.ipynb #0ccca6f4
+@celltype.command("annotate", short_help="Name the types of cells with a trained model.")
+def annotate_celltype(
+    cells: Annotated[Path, typer.Argument(metavar="DATA.h5ad", show_default=False, help="Cells x genes; a cohort for a model with the timepoint before.")],
+    model: Annotated[Path, typer.Option("--model", metavar="MODEL_DIR", show_default=False, help="Folder that longaml celltype train wrote.")],
+    out: Annotated[Path, typer.Option("--out", metavar="OUT.h5ad", show_default=False, help="File to write; must not exist.")],
+    threshold: Annotated[float, typer.Option(metavar="P", min=0, max=1, help="Cells whose best type is less probable are called unknown.")] = 0.5,
+    patient_key: PatientKey = None,       # column of patients, for a model with the timepoint before
+    timepoint_key: TimepointKey = None,   # column of timepoints, for a model with the timepoint before
+    timepoints: Timepoints = None,        # in order of time, for a model with the timepoint before
+    lineage_key: LineageKey = None,       # column of lineages, for a model with the timepoint before
+    layer: Annotated[Optional[str], typer.Option(metavar="NAME", help="Layer with the counts.")] = None,
+    debug: Debug = False,                 # read by main
+):
+    "Write the cells with obs['celltype_predicted'] and obs['celltype_probability'] (la.annotate)."
+    read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, lineage_key=lineage_key)
+    from longaml.celltype_evaluation import annotate_file
+    typer.echo(annotate_file(cells, model, out, threshold=threshold, layer=layer, read=read)["summary"])
+
+# %% ../nbs/40_cli.ipynb #6eb137e6
 @app.command(short_help="Everything on a simulated cohort of 28 patients.")
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results; new or empty.")] = Path("longaml-demo"),
     seed: Seed = 0,          # of everything random
     resume: Resume = False,  # go on with an earlier demonstration
+    report: Annotated[bool, typer.Option("--report/--no-report", help="Leave a report in the folder of the run; needs longaml[report].")] = True,
     debug: Debug = False,    # read by main
 ):
     "Run everything on a simulated cohort of 28 patients whose truth is known: all models, 20 permutations; about two minutes on two cores (la.run_demo)."
     from longaml.evaluation import run_demo
     typer.echo(run_demo(out, seed=seed, resume=resume)["summary"])
+    if report: _report(out/"run")
     typer.echo(f"the cohort, the tables and the figures are in {out}")
 
 # %% ../nbs/40_cli.ipynb #13404dea

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['de_coverage', 'de_table', 'de_stability', 'de_audit', 'de_lines', 'run_de']
 
-# %% ../nbs/35_expression_evaluation.ipynb #1e8d3282
+# %% ../nbs/35_expression_evaluation.ipynb #4cc1d1bd
 import numpy as np
 import pandas as pd
 
 from .baselines import differential_expression, moderated_t, paired_differences
 from .core import ALL, LINEAGE, PATIENT, SAMPLE, TIMEPOINT, UNS, contrast_name, contrast_pair, contrasts, listing, progress, timepoints_of
-from .evaluation import _slug, _with_flags
+from .evaluation import _with_flags
 from .inference import audit, design_of, paired_scorer, stability
 from .preprocessing import pseudobulk
+from .runs import slug
 
 # %% ../nbs/35_expression_evaluation.ipynb #5d51b18b
 def _pairs(obs, contrast, lineage):  # patients that have rows of a lineage (or of any one) at both timepoints
@@ -108,12 +109,12 @@ def de_lines(
         lines += [f"{contrast}, {'all lineages' if r.lineage == ALL else r.lineage}: not tested: {r.why}" for r in left.itertuples()]
     return [*lines, f"q-values hold within each of {int(cover['tested'].sum())} tables of a contrast and lineage, not over all of them", *[f"note: {n}" for n in notes]]
 
-# %% ../nbs/35_expression_evaluation.ipynb #7926df4a
+# %% ../nbs/35_expression_evaluation.ipynb #70ae9a58
 def _de_figures(table, verdicts, run):  # a volcano for each contrast and lineage, a QQ panel for each lineage of a contrast, the audit
     from longaml import plotting as pl
     drawn = table.rename(columns={"lineage": "model"}).assign(direction=np.where(table["log2_fold_change"] > 0, "up", "down"))
-    for (contrast, lineage), _ in drawn.groupby(["contrast", "model"], sort=False): run.figure(f"volcano-{_slug(contrast)}-{_slug(lineage)}", pl.plot_volcano(drawn, model=lineage, contrast=contrast, x="log2_fold_change"))
-    for contrast, r in drawn.groupby("contrast", sort=False): run.figure(f"qq-{_slug(contrast)}", pl.plot_qq(r["p_value"].to_numpy(), groups=pd.Categorical(r["model"], r["model"].unique())))
+    for (contrast, lineage), _ in drawn.groupby(["contrast", "model"], sort=False): run.figure(f"volcano-{slug(contrast)}-{slug(lineage)}", pl.plot_volcano(drawn, model=lineage, contrast=contrast, x="log2_fold_change"))
+    for contrast, r in drawn.groupby("contrast", sort=False): run.figure(f"qq-{slug(contrast)}", pl.plot_qq(r["p_value"].to_numpy(), groups=pd.Categorical(r["model"], r["model"].unique())))
     run.figure("audit", pl.plot_audit(verdicts.rename(columns={"lineage": "model"})))
 
 # %% ../nbs/35_expression_evaluation.ipynb #e25343c8

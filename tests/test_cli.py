@@ -9,7 +9,7 @@ from longaml.cli import explain, main
 from tools import ROOT, python
 
 HEAVY = ["torch", "scanpy", "anndata", "pandas", "numpy", "matplotlib", "sklearn", "scipy"]
-COMMANDS = ["demo", "run", "simulate", "convert", "audit", "published", "perturb", "modules"]
+COMMANDS = ["demo", "run", "simulate", "convert", "audit", "published", "perturb", "modules", "de", "network", "report", "celltype"]
 
 @pytest.fixture
 def evaluation(monkeypatch):
@@ -39,7 +39,8 @@ def test_help_names_every_command_and_option(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert all(c in text for c in COMMANDS) and "..." not in text.split("Commands:")[1]
-    wanted = {"run": "--out --patient-key --timepoint-key --timepoints --cell-type-key --lineage-key --task --models --nulls --seed --device --resume",
+    wanted = {"run": "--out --patient-key --timepoint-key --timepoints --cell-type-key --lineage-key --task --models --nulls --seed --device --report --resume",
+              "de": "--out --patient-key --min-cells --min-patients --seed --resume", "network": "--out --genes --method --density --nulls --seed --resume",
               "simulate": "--preset --patients --genes --cells --drivers --seed --null", "audit": "--cohort --out", "convert": "--patient-key --timepoints", "demo": "--out --seed", "perturb": "--out --perturbation-key --control --batch-key --separator --layer --models --folds --min-cells --seed --device --resume", "modules": "--label-key --out --patient-key --sample-key --layer --genes --pair-genes --nulls --seed --device --resume"}
     for command, options in wanted.items():
         assert main([command, "--help"]) == 0
@@ -68,13 +69,13 @@ def test_wrong_options(args, said, capsys, tmp_path, monkeypatch, evaluation):
     assert list(tmp_path.iterdir()) == [] and evaluation.calls == []
 
 def test_run_hands_over_what_was_given(evaluation, capsys):
-    assert main("run c.h5ad --out o --patient-key p --timepoint-key t --timepoints A,B --lineage-key l --models logistic,paired_t --nulls 30 --seed 4 --device cpu --resume".split()) == 0
+    assert main("run c.h5ad --out o --patient-key p --timepoint-key t --timepoints A,B --lineage-key l --models logistic,paired_t --nulls 30 --seed 4 --device cpu --no-report --resume".split()) == 0
     assert evaluation.calls == [("run_cohort", ["c.h5ad", "o"], dict(read=dict(patient_key="p", timepoint_key="t", lineage_key="l", timepoints=["A", "B"]), task=["state"],
                                                                      models=["logistic", "paired_t"], nulls=30, seed=4, device="cpu", resume=True))]
     assert capsys.readouterr().out == "summary of run_cohort\n"
 
 def test_defaults_leave_choices_to_the_library(evaluation):
-    assert main("run c.tar --out o".split()) == main("demo".split()) == main("audit r.csv --cohort c --out o --timepoints A,B".split()) == 0
+    assert main("run c.tar --out o --no-report".split()) == main("demo --no-report".split()) == main("audit r.csv --cohort c --out o --timepoints A,B".split()) == 0
     assert evaluation.calls == [("run_cohort", ["c.tar", "o"], dict(read={}, task=["state"], models=None, nulls=None, seed=0, device="auto", resume=False)),
                                 ("run_demo", ["longaml-demo"], dict(seed=0, resume=False)), ("audit_csv", ["r.csv", "c", "o"], dict(read=dict(timepoints=["A", "B"])))]
 
@@ -113,7 +114,7 @@ def test_warnings_of_longaml_go_to_standard_error(evaluation, monkeypatch, capsy
         return {"summary": "done"}
     monkeypatch.setattr(evaluation, "run_cohort", noisy)
     before = list(logging.getLogger("longaml").handlers)
-    assert main("run c --out o".split()) == 0
+    assert main("run c --out o --no-report".split()) == 0
     got = capsys.readouterr()
     assert got.out == "done\n" and got.err == "longaml: warning: 3 cells name another patient\n"
     assert logging.getLogger("longaml").handlers == before

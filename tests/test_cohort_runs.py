@@ -31,7 +31,7 @@ AUDIT = "model contrast verdict holds value threshold text".split()
 VERDICTS = ["at chance", "constant", "input-independent", "explained by abundance", "explained by depth", "explained by composition", "unstable", "underpowered", "no gene passes"]
 FLOORS = ["majority", "patient_lineage", "technical"]
 CONTRASTS = ["REL_vs_DX", "REM_vs_DX", "REL_vs_REM"]
-QUICK = "--timepoints DX,REL --models logistic --nulls 4".split()   # one contrast, one ranking: what most tests here repeat
+QUICK = "--timepoints DX,REL --models logistic --nulls 4 --no-report".split()   # one contrast, one ranking: what most tests here repeat
 CODE = "import sys; from longaml.cli import main; sys.exit(main(sys.argv[1:]))"
 
 def tables(out): return {n: (Path(out)/n).read_bytes() for n in ("ranking.csv", "evaluation.csv", "predictions.csv", "audit.csv", "coverage.csv")}
@@ -98,7 +98,7 @@ def table(out, name): return pd.read_csv(Path(out)/name)
 
 def test_files(finished):
     out, _, _ = finished
-    assert sorted(p.name for p in out.iterdir()) == ["audit.csv", "coverage.csv", "evaluation.csv", "figures", "models", "predictions.csv", "ranking.csv", "run.json", "steps", "timings.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["audit.csv", "coverage.csv", "evaluation.csv", "figures", "gene_changes.csv", "gene_times.csv", "libraries.csv", "models", "predictions.csv", "ranking.csv", "reach.csv", "report.html", "report.ipynb", "run.json", "stability.csv", "steps", "timings.json"]
     assert not [p for p in tree(out) if p.endswith(".part")]
     assert not [p for p in out.rglob("*.csv") if b"\r" in p.read_bytes()]
 
@@ -251,7 +251,7 @@ def test_rerun_of_a_simulation_gives_the_same_files(tmp_path, cohort):
     succeed(*"simulate".split(), tmp_path/"again", *"--preset small --patients 7 --genes 150 --cells 200 --drivers 8 --seed 2".split())
     assert checksum(tmp_path/"again") == checksum(cohort)
 
-NETWORK = "--timepoints DX,REL --models transformer --nulls 10".split()
+NETWORK = "--timepoints DX,REL --models transformer --nulls 10 --no-report".split()
 
 @pytest.fixture(scope="session")
 def network(cohort, tmp_path_factory):
@@ -374,7 +374,7 @@ def test_glioblastoma(shared_data, tmp_path, capsys):
     "Five patients, each with and without panobinostat: the answer comes with its warning."
     path = shared_data/"glioblastoma_panobinostat.h5ad"
     start = time.monotonic()
-    succeed("run", path, "--patient-key", "patient_id", "--timepoint-key", "condition", "--timepoints", "ctrl,panobinostat", "--out", tmp_path/"out")
+    succeed("run", "--no-report", path, "--patient-key", "patient_id", "--timepoint-key", "condition", "--timepoints", "ctrl,panobinostat", "--out", tmp_path/"out")
     assert time.monotonic() - start < 120
     said, e, r, a = capsys.readouterr().out, *(table(tmp_path/"out", n) for n in ("evaluation.csv", "ranking.csv", "audit.csv"))
     assert "balanced accuracy over 5 held-out patients (chance 0.50)" in said
@@ -393,7 +393,7 @@ def test_bulk_table(tmp_path, capsys):
     obs = a.obs[["patient", "timepoint"]].astype(str).rename(columns={"patient": "donor", "timepoint": "day"})
     ad.AnnData(a.X, obs=obs, var=a.var[[]]).write_h5ad(tmp_path/"bulk.h5ad")
     capsys.readouterr()
-    succeed("run", tmp_path/"bulk.h5ad", "--patient-key", "donor", "--timepoint-key", "day", "--timepoints", "day0,day1,day7", "--models", "paired_de", "--nulls", 4, "--out", tmp_path/"out")
+    succeed("run", "--no-report", tmp_path/"bulk.h5ad", "--patient-key", "donor", "--timepoint-key", "day", "--timepoints", "day0,day1,day7", "--models", "paired_de", "--nulls", 4, "--out", tmp_path/"out")
     got = capsys.readouterr()
     assert "note: depth uncontrolled" in got.out and "note: one lineage" in got.out and "depth uncontrolled" in got.err
     audit, cover = table(tmp_path/"out", "audit.csv"), table(tmp_path/"out", "coverage.csv")
@@ -406,7 +406,7 @@ def test_bulk_table(tmp_path, capsys):
 def test_two_timepoints(tmp_path, capsys):
     a = la.simulate_cohort("two_timepoints", n_patients=6, n_genes=150, n_cells=120, n_drivers=8)
     la.save_cohort(a, tmp_path/"c.h5ad")
-    succeed("run", tmp_path/"c.h5ad", "--timepoints", "before,after", "--models", "paired_de", "--nulls", 4, "--out", tmp_path/"out")
+    succeed("run", "--no-report", tmp_path/"c.h5ad", "--timepoints", "before,after", "--models", "paired_de", "--nulls", 4, "--out", tmp_path/"out")
     said = capsys.readouterr().out
     assert set(table(tmp_path/"out", "ranking.csv")["contrast"]) == set(table(tmp_path/"out", "evaluation.csv")["contrast"]) == {"after_vs_before"}
     assert "all timepoints" not in said and "after_vs_before, paired_de:" in said
@@ -416,7 +416,7 @@ def test_a_contrast_with_too_few_patients_is_listed(tmp_path, capsys):
     a = la.simulate_cohort("small", n_patients=7, n_genes=150, n_cells=120, n_drivers=8, missing=0.0, seed=2)
     lacking = a.obs["patient"].isin([f"AML{i}" for i in range(1, 6)]) & (a.obs["timepoint"] == "REM")
     la.write_geo(a[~lacking.to_numpy()].copy(), tmp_path/"c")
-    succeed("run", tmp_path/"c", "--models", "paired_de", "--nulls", 4, "--out", tmp_path/"out")
+    succeed("run", "--no-report", tmp_path/"c", "--models", "paired_de", "--nulls", 4, "--out", tmp_path/"out")
     said = capsys.readouterr().out
     cover = table(tmp_path/"out", "coverage.csv").query("lineage == 'all'").set_index("contrast")
     assert list(cover.index) == CONTRASTS and list(cover["evaluated"]) == [True, False, False] and cover.loc["REL_vs_DX", "patients"] == 7 and (cover["patients"].iloc[1:] <= 2).all()
@@ -427,7 +427,7 @@ def test_underpowered_counts_the_patients_used(tmp_path, capsys):
     "Six patients came twice; only three of them have cells enough of one lineage both times."
     a = la.simulate_cohort("small", n_patients=6, n_genes=150, n_cells=120, seed=0)
     la.save_cohort(a, tmp_path/"c.h5ad")
-    succeed("run", tmp_path/"c.h5ad", "--timepoints", "DX,REM", "--models", "paired_de", "--nulls", 4, "--out", tmp_path/"out")
+    succeed("run", "--no-report", tmp_path/"c.h5ad", "--timepoints", "DX,REM", "--models", "paired_de", "--nulls", 4, "--out", tmp_path/"out")
     cover = table(tmp_path/"out", "coverage.csv").query("lineage == 'all'").iloc[0]
     assert cover["patients"] == 3 and a.obs.groupby("patient", observed=True)["timepoint"].agg(lambda t: {"DX", "REM"} <= set(t)).sum() == 6
     assert "verdict: underpowered (3 patients" in capsys.readouterr().out
@@ -437,7 +437,7 @@ def test_timepoints_with_spaces_and_slashes(tmp_path, capsys):
     a = la.simulate_cohort("two_timepoints", n_patients=4, n_genes=100, n_cells=100, n_drivers=4, seed=1)
     a.obs["timepoint"] = a.obs["timepoint"].astype(str).map({"before": "Day 0", "after": "D+14 / late"})
     ad.AnnData(a.X, obs=a.obs[["patient", "timepoint", "cell_type"]].astype(str), var=a.var[[]]).write_h5ad(tmp_path/"c.h5ad")
-    succeed("run", tmp_path/"c.h5ad", "--timepoints", "Day 0,D+14 / late", "--models", "paired_de", "--nulls", 2, "--out", tmp_path/"out")
+    succeed("run", "--no-report", tmp_path/"c.h5ad", "--timepoints", "Day 0,D+14 / late", "--models", "paired_de", "--nulls", 2, "--out", tmp_path/"out")
     assert set(table(tmp_path/"out", "ranking.csv")["contrast"]) == {"D+14 / late_vs_Day 0"}
     assert {p.parent.name for p in (tmp_path/"out").rglob("*.png")} == {"figures"}     # no folder made by a slash
 

@@ -140,7 +140,7 @@ def cohort(tmp_path_factory):
 
 
 def command(cohort, out, *more):
-    return main([str(a) for a in ("run", cohort, "--out", out, "--models", "lstm", "--task", "forecast,impute", "--nulls", 2, *more)])
+    return main([str(a) for a in ("run", cohort, "--out", out, "--models", "lstm", "--task", "forecast,impute", "--nulls", 2, "--no-report", *more)])
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +194,7 @@ def test_a_failed_fit_is_not_taken_for_too_few_patients(tmp_path, monkeypatch):
 def test_three_models_and_three_tasks(tmp_path):
     "The whole command, as the issue has it: the same tables and figures for every task."
     la.save_cohort(la.simulate_cohort("small", seed=5, n_patients=12), tmp_path/"cohort.h5ad")
-    assert main(["run", str(tmp_path/"cohort.h5ad"), "--out", str(tmp_path/"run"), "--models", "transformer,lstm,bilstm", "--task", "state,forecast,impute", "--nulls", "3"]) == 0
+    assert main(["run", str(tmp_path/"cohort.h5ad"), "--out", str(tmp_path/"run"), "--models", "transformer,lstm,bilstm", "--task", "state,forecast,impute", "--nulls", "3", "--no-report"]) == 0
     e = pd.read_csv(tmp_path/"run"/"evaluation.csv")
     for task in ("state", "forecast", "impute"): assert {"transformer", "lstm", "bilstm"} <= set(e.loc[e["task"] == task, "model"])
     assert {"transformer", "lstm", "bilstm"} == set(pd.read_csv(tmp_path/"run"/"ranking.csv")["model"])

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CELLTYPE_TRAINING', 'UNKNOWN', 'CellTypeConfig', 'CellTypeTransformer', 'temperature', 'CellTypeClassifier',
-           'celltype_tokens', 'celltype_proba', 'annotate']
+           'celltype_tokens', 'celltype_proba', 'annotate', 'token_contributions', 'check_class', 'class_gene_scores',
+           'celltype_genes']
 
-# %% ../../nbs/15_celltype.ipynb #018fc8f8
+# %% ../../nbs/15_celltype.ipynb #7eb99fbd
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,10 +21,11 @@ from torch import nn
 from ..core import LINEAGE, PATIENT, check_column, listing, log, progress, rng_for
 from .scbmlp import cell_blocks, class_loss
 from .transformer import Block
-from ..tokens import MASK, PAD, SEP, Encoding, Previous, TokenData, Vocabulary, check_lineages, open_tokens, previous_bags, token_data, vocabulary, write_tokens
+from ..inference import p_values, patient_mean, q_values, studentise
+from ..tokens import MASK, PAD, SEP, Cells, Encoding, Previous, TokenData, Vocabulary, check_lineages, open_tokens, previous_bags, token_data, vocabulary, write_tokens
 from ..training import Fitted, Training, fit, load, register
 
-# %% ../../nbs/15_celltype.ipynb #ec7cedfe
+# %% ../../nbs/15_celltype.ipynb #f058cd75
 @dataclass
 class CellTypeConfig:
     "The shape of a rank-token Transformer."
@@ -48,7 +50,7 @@ class CellTypeConfig:
         if self.width % self.heads: raise ValueError(f"width {self.width} cannot be shared by {self.heads} heads; use a multiple of {self.heads}")
         if not 0 <= self.dropout < 1: raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
-# %% ../../nbs/15_celltype.ipynb #0e1bd43b
+# %% ../../nbs/15_celltype.ipynb #920067e3
 @register("celltype", CellTypeConfig)
 class CellTypeTransformer(nn.Module):
     "Gene tokens of a cell, attention between them, and an answer from <CLS>."
@@ -103,7 +105,7 @@ class CellTypeTransformer(nn.Module):
         mask, genes, rest, linear = self.embed(tokens)
         return self.read(genes + rest, mask, linear)
 
-# %% ../../nbs/15_celltype.ipynb #9c26eb49
+# %% ../../nbs/15_celltype.ipynb #7aeaaa87
 def _start(net, batch, weight, most=20_000, c=30.0):  # the linear reading as logistic regression over at most `most` training rows
     from sklearn.linear_model import LogisticRegression
     rows = torch.nonzero(weight)[:, 0].cpu().numpy()
@@ -124,13 +126,13 @@ def _linear_features(net, tokens):  # CSR (rows, words of the linear reading)
     row, at = np.nonzero(value)
     return sp.csr_matrix((value[row, at].astype(np.float64), (row, word[row, at])), shape=(len(value), net.linear.num_embeddings))
 
-# %% ../../nbs/15_celltype.ipynb #cabe89c9
+# %% ../../nbs/15_celltype.ipynb #6fdd97ea
 def _hidden(tokens, share):  # the same rows with a share of their gene tokens padded out
     words = tokens if tokens.ndim == 2 else tokens[:, 0]
     keep = (words <= MASK) | (torch.rand(words.shape, device=words.device) >= share)
     return tokens * (keep if tokens.ndim == 2 else keep[:, None])
 
-# %% ../../nbs/15_celltype.ipynb #591b92ab
+# %% ../../nbs/15_celltype.ipynb #5736b5f2
 CELLTYPE_TRAINING = Training(epochs=30, patience=5, lr=0.001, weight_decay=0.05, eps=1e-8, batch_size=32, device="auto")
 
 def temperature(
@@ -145,7 +147,7 @@ def temperature(
     def loss(log_t): return float((w * nn.functional.cross_entropy(z / math.exp(log_t), y, reduction="none")).sum() / w.sum())
     return float(np.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x))
 
-# %% ../../nbs/15_celltype.ipynb #fa120669
+# %% ../../nbs/15_celltype.ipynb #2ff76293
 @dataclass
 class CellTypeClassifier:
     "Learn an obs column from expression with a rank-token Transformer."
@@ -154,6 +156,7 @@ class CellTypeClassifier:
     bins: int = 16             # value bins, where encoding is "bin"
     previous: bool = False     # read the timepoint before
     bag_size: int = 8          # cells of the timepoint before that are summed
+    medians: bool = True       # divide by the genes' medians before sorting
     positions: bool = False    # the order of genes matters
     skip: bool = True          # add the linear reading of tokens
     start: bool = True         # begin from logistic regression on the tokens
@@ -190,7 +193,7 @@ class CellTypeClassifier:
     def predict_proba(self, adata, **given): return celltype_proba(_trained(self), adata, **given)  # cells -> table cells x classes; `given` as in celltype_proba
     def predict(self, adata, **given): return self.predict_proba(adata, **given).idxmax(axis=1)     # cells -> the most probable class
 
-# %% ../../nbs/15_celltype.ipynb #1e368e7c
+# %% ../../nbs/15_celltype.ipynb #111ba80c
 def _training_tokens(model, adata, label_key, groups, classes, before, layer, folder):  # TokenData of the labelled cells
     how, label = Encoding(model.encoding, model.context, model.bins, model.previous), check_column(adata.obs, label_key, "label")
     if not (known := label.notna().to_numpy()).all():
@@ -203,6 +206,7 @@ def _training_tokens(model, adata, label_key, groups, classes, before, layer, fo
     who = cell_blocks(label.astype(str), seed=model.seed) if groups is None else groups
     given = dict(label_key=label_key, groups=who, classes=classes, previous=before, layer=layer)
     vocab = vocabulary(adata, layer=layer, seed=model.seed)
+    if not model.medians: vocab = Vocabulary(vocab.genes, np.ones(len(vocab.genes)))
     data = token_data(adata, vocab, how, **given) if folder is None else open_tokens(write_tokens(adata, folder, vocab, how, **given))
     longest = 1 + (np.flatnonzero((data.tokens.reshape(len(data.tokens), -1, data.tokens.shape[-1])[:, 0] > 0).any(0)).max() if folder is None else data.tokens.shape[-1] - 1)
     return replace(data, tokens=data.tokens[..., :longest])
@@ -217,10 +221,10 @@ def _trained(model):  # the Fitted of a classifier, of a file, or itself
     if isinstance(model, (str, Path)): model = load(Path(model)/"model.pt" if Path(model).is_dir() else model)
     fitted = model.fitted if isinstance(model, CellTypeClassifier) else model
     if fitted is None: raise ValueError("this CellTypeClassifier is not trained; call fit(adata, label_key) first")
-    if not isinstance(fitted, Fitted) or not isinstance(fitted.model, CellTypeTransformer): raise TypeError(f"expected a trained CellTypeClassifier, a Fitted of one, or the path of its file; found {type(getattr(fitted, 'model', fitted)).__name__}")
+    if not isinstance(fitted, Fitted) or getattr(fitted.model, "name", None) != CellTypeTransformer.name: raise TypeError(f"expected a trained CellTypeClassifier, a Fitted of one, or the path of its file; found {type(getattr(fitted, 'model', fitted)).__name__}")
     return fitted
 
-# %% ../../nbs/15_celltype.ipynb #234ece00
+# %% ../../nbs/15_celltype.ipynb #3d3cc61a
 def celltype_tokens(
     model,  # trained CellTypeClassifier, Fitted, or path
     adata,  # AnnData: counts, or log1p values
@@ -249,7 +253,7 @@ def celltype_proba(
     logits = fitted.predict(celltype_tokens(fitted, adata, before=before, layer=layer), batch_size=batch_size)
     return pd.DataFrame(torch.as_tensor(logits / fitted.preprocessing["temperature"]).softmax(-1).numpy(), index=adata.obs_names, columns=fitted.timepoints)
 
-# %% ../../nbs/15_celltype.ipynb #0c0fc986
+# %% ../../nbs/15_celltype.ipynb #ccaac2a3
 UNKNOWN = "unknown"
 
 def annotate(
@@ -267,3 +271,106 @@ def annotate(
     out.obs["celltype_predicted"] = pd.Categorical(np.where(best >= threshold, proba.idxmax(axis=1), UNKNOWN), [*proba.columns, UNKNOWN])
     out.obs["celltype_probability"] = best
     return out
+
+# %% ../../nbs/15_celltype.ipynb #f61a2951
+def token_contributions(
+    model,   # trained CellTypeClassifier, Fitted, or path
+    data,    # TokenData in the model's words, such as from celltype_tokens
+    output,  # a class
+    *,
+    steps=32,       # points of the path
+    batch_size=16,  # cells at a time
+) -> tuple:  # (n, L) contributions, (n, L) tokens
+    "What each token of each cell adds to the logit of a class, less the mean over classes."
+    fitted = _trained(model)
+    net, k = fitted.model.eval(), check_class(output, fitted.timepoints)
+    out, words = [], []
+    for rows in progress(np.array_split(np.arange(len(data)), max(-(-len(data) // batch_size), 1)), f"genes of {output}"):
+        tokens = data.batch(rows)["tokens"].to(next(net.parameters()).device)[:]
+        out.append(_path(net, tokens, k, steps).cpu().numpy()); words.append((tokens if tokens.ndim == 2 else tokens[:, 0]).cpu().numpy())
+    longest = max(o.shape[1] for o in out)
+    return tuple(np.concatenate([np.pad(a, ((0, 0), (0, longest - a.shape[1]))) for a in parts]) for parts in (out, words))
+
+def check_class(name, classes):  # the place of a class, or an error
+    if str(name) not in classes: raise ValueError(f"{name!r} is not a class of this model; it has {listing(classes, 20)}")
+    return list(classes).index(str(name))
+
+def _path(net, tokens, k, steps):  # (batch, L): midpoint rule from average words to the words
+    mask, genes, rest, linear = net.embed(tokens)
+    words = tokens if tokens.ndim == 2 else tokens[:, 0]
+    change, total = ((genes - net.genes.weight[MASK + 1:].mean(0)) * (words > MASK)[..., None]).detach(), 0.0
+    for a in (np.arange(steps) + 0.5) / steps:
+        h = (genes.detach() - (1 - float(a)) * change).requires_grad_()
+        logits = net.read(h + rest.detach(), mask, None)
+        total = total + torch.autograd.grad((logits[:, k] - logits.mean(1)).sum(), h)[0] * change
+    spoken = (total / steps).sum(-1)
+    if linear is None: return spoken
+    said = (linear - _average_linear(net, tokens)).detach()
+    return spoken + (said[..., k] - said.mean(-1)).unflatten(1, (-1, tokens.shape[-1])).sum(1)  # a word of the timepoint before is read twice
+
+def _average_linear(net, tokens):  # the linear terms of average words in the places of the words
+    words, bins = (tokens, None) if tokens.ndim == 2 else tokens.unbind(1)
+    after = (words == SEP).long()
+    _, value = net.words(words, bins, (after.cumsum(1) - after) * net.config.previous, words > MASK)
+    halves = net.linear.weight.unflatten(0, (1 + net.config.previous, -1))[:, MASK + 1:].mean(1)
+    return value[..., None] * halves.repeat_interleave(words.shape[1], 0)
+
+# %% ../../nbs/15_celltype.ipynb #9b2f2e1d
+def class_gene_scores(
+    model,  # trained CellTypeClassifier, Fitted, or path
+    adata,  # held-out cells
+    label_key,  # obs column of classes
+    groups,     # (cells,) patients or blocks
+    *,
+    per_class=60,  # cells of each class that are asked, at most
+    steps=16,      # see token_contributions
+    seed=0,        # which cells
+    before=None,   # see celltype_tokens
+    layer=None,    # see tokens.Cells
+) -> pd.DataFrame:  # classes x genes: studentised mean contribution of the gene in cells of the class
+    "How reliably each gene speaks for each class, over groups."
+    fitted, groups = _trained(model), np.asarray(groups).astype(str)
+    data, out = celltype_tokens(fitted, adata, label_key=label_key, before=before, layer=layer), {}
+    for k, name in enumerate(fitted.timepoints):
+        rows = np.flatnonzero(data.y == k)
+        rows = np.sort(rng_for(seed, "cells", name).choice(rows, min(per_class, len(rows)), replace=False))
+        if len(set(groups[rows])) < 2: continue
+        c, words = token_contributions(fitted, data.take(rows), name, steps=steps)
+        of = np.zeros((len(rows), len(fitted.genes)))
+        cell, at = np.nonzero(words > MASK)
+        np.add.at(of, (cell, words[cell, at] - 4), c[cell, at])
+        out[name] = studentise(patient_mean(of, groups[rows]))
+    return pd.DataFrame.from_dict(out, orient="index", columns=fitted.genes)
+
+# %% ../../nbs/15_celltype.ipynb #47995813
+def celltype_genes(
+    model,  # a CellTypeClassifier, trained or not: its settings are used
+    train,  # AnnData that it learns from
+    test,   # AnnData of other groups, which it is asked about
+    label_key,  # obs column of classes
+    *,
+    groups=None,  # obs column of patients; None: blocks of cells
+    n_null=5,     # retrainings with permuted labels
+    per_class=60, # see class_gene_scores
+    seed=0,       # every random number follows from it
+) -> pd.DataFrame:  # class, gene, score, p_value, q_value, share (of the class's cells that express the gene), log2_fold_change (class against others)
+    "Genes that speak for each type, against labels permuted within groups and retrained."
+    who = {k: cell_blocks(a.obs[label_key].astype(str), seed=seed) if groups is None else a.obs[groups].astype(str).to_numpy() for k, a in (("train", train), ("test", test))}
+    def scored(a, b): return class_gene_scores(replace(model, fitted=None).fit(a, label_key, groups=groups, classes=classes), b, label_key, who["test"], per_class=per_class, seed=seed)
+    classes = sorted(set(train.obs[label_key].dropna().astype(str)))
+    found = scored(train, test)
+    null = [scored(_permuted(train, label_key, who["train"], rng_for(seed, "labels", b, "train")), _permuted(test, label_key, who["test"], rng_for(seed, "labels", b, "test"))) for b in progress(range(n_null), "permuted labels")]
+    return pd.concat([_gene_rows(name, scores, [n.loc[name] for n in null if name in n.index], test, label_key) for name, scores in found.iterrows()], ignore_index=True)
+
+def _permuted(adata, label_key, groups, rng):  # the same cells with labels permuted within groups
+    out, y = adata.copy(), adata.obs[label_key].astype(str).to_numpy().copy()
+    for rows in pd.Series(np.arange(len(y))).groupby(groups).indices.values(): y[rows] = y[rng.permutation(rows)]
+    out.obs[label_key] = y
+    return out
+
+def _gene_rows(name, scores, null, test, label_key):  # rows of the table of one class
+    x, own = Cells(test).rows(slice(None))[:, pd.Index(test.var_names.astype(str)).get_indexer(scores.index)], (test.obs[label_key].astype(str) == name).to_numpy()
+    p = p_values(scores.to_numpy(), np.stack([n.to_numpy() for n in null])) if null else np.full(len(scores), np.nan)
+    change = np.log2((np.asarray(x[own].mean(0)).ravel() + 0.1) / (np.asarray(x[~own].mean(0)).ravel() + 0.1))
+    rows = pd.DataFrame({"class": name, "gene": scores.index, "score": scores.to_numpy(), "p_value": p, "q_value": q_values(p) if null else np.nan, "share": np.asarray((x[own] > 0).mean(0)).ravel(), "log2_fold_change": change})
+    return rows.sort_values("score", ascending=False, kind="stable")

@@ -23,6 +23,7 @@ from scipy import stats  # noqa: E402
 import longaml as la  # noqa: E402
 from longaml.baselines import _squeeze  # noqa: E402
 from longaml.core import contrasts, rng_for  # noqa: E402
+from rows import row  # noqa: E402
 
 LARGEST = 1e-5   # difference that is still agreement, absolute below 1 and relative above: log values are stored as 32-bit numbers
 
@@ -76,6 +77,7 @@ def main():
     ours = table.set_index(["contrast", "gene"]).loc[slow.index]
     far = {k: float((np.abs(ours[k] - slow[k]) / np.maximum(np.abs(slow[k]), 1)).max()) for k in slow.columns}
     worst_q = max(float(np.abs(r["q_value"] - stats.false_discovery_control(r["p_value"])).max()) for _, r in table.groupby("contrast"))
+    row(f"differential expression of {genes:,} genes x 3 contrasts, {bulk.obs['patient'].nunique()} patients", ("arrays", min(times)), ("a gene at a time", seconds * genes / sample), differs=max(*far.values(), worst_q), scaled=f"{sample} of {genes:,} genes")
     print(f"{genes:,} genes x 3 contrasts, {bulk.obs['patient'].nunique()} patients, {bulk.n_obs} libraries, numpy {np.__version__}")
     print(f"  arrays   {min(times):8.3f} s for all {genes:,} genes (best of 3)")
     print(f"  loop     {seconds:8.3f} s for {sample} genes; extrapolated to {genes:,} genes: {seconds * genes / sample:,.1f} s")

@@ -15,6 +15,7 @@ import torch
 
 from longaml.core import rng_for
 from longaml.models.lgem import solve_lgem
+from rows import row
 
 LARGEST = 1e-6   # difference of a coefficient, relative to the largest, that is still agreement
 
@@ -64,6 +65,7 @@ def main():
         fast, t_fast = seconds(lambda: solve_lgem(Y, G, P, ridge=ridge), 50)
         far = float(np.abs(fast - slow).max() / np.abs(slow).max())
         wrong |= far > LARGEST
+        row(f"LGEM of {genes:,} genes x {perturbations} perturbations, K = {k}", ("closed form", t_fast), (name, t_slow), differs=far)
         print(f"{name}: {t_slow:.3f} s; closed form: {t_fast * 1e3:.3f} ms; {t_slow / t_fast:,.0f} times less time; largest relative difference of a coefficient {far:.1e}")
     return int(wrong)
 

@@ -21,6 +21,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from longaml.core import rng_for  # noqa: E402
+from rows import row  # noqa: E402
 from longaml.published import METRICS, PUBLISHED_MODELS, PublishedFit, Trajectories, _accuracy_f1, _alone, _started, fit_published, published_knockouts  # noqa: E402
 
 LARGEST = 1e-6   # difference of a loss, an output or a knockout that is still agreement
@@ -101,6 +102,7 @@ def training(model, data, epochs):
     torch.set_default_dtype(torch.float64)
     try: _, _, differs = both(model, replace(data, x=data.x.double()), 1)
     finally: torch.set_default_dtype(torch.float32)
+    row(f"published {model}: {len(data.patients)} patients x {len(data.genes):,} genes, {epochs} epochs", ("all patients as one fit", ours), ("one by one, PyTorch's own layers", theirs), differs=differs)
     print(f"{model}: {len(data.patients)} patients x {len(data.genes):,} genes, {epochs} epochs of {-(-data.splits[0] // 16)} steps")
     print(f"  as one      {ours:8.2f} s\n  one by one  {theirs:8.2f} s\n  ratio       {theirs / ours:8.2f} x less time\n  largest difference of a loss or an output {differs:.1e} (in single precision {rounded:.1e})", flush=True)
     return differs
@@ -130,6 +132,7 @@ def knockouts(model, data, genes):
     differs = float(np.abs(fast[["accuracy_drop", "f1_drop", "output_change"]].to_numpy()[:genes] - slow).max())
     how = "all of them" if genes == total else f"{genes} of them in {theirs:.2f} s, scaled"
     theirs *= total / genes
+    row(f"published {model}: knockouts of {total:,} genes", ("one pass", ours), ("all genes again for every gene", theirs), differs=differs, scaled="" if genes == total else f"{genes} of {total:,} genes")
     print(f"{model}: knockouts of {total:,} genes (the loop: {how})\n  one pass    {ours:8.4f} s\n  loop        {theirs:8.2f} s\n  ratio       {theirs / ours:8.0f} x less time\n  largest difference {differs:.1e}", flush=True)
     return differs
 

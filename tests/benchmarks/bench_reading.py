@@ -1,6 +1,7 @@
 """Reading the GEO layout against the dense-CSV way: 6 samples of 800 cells x 20,000 genes.
 
-    python tests/benchmarks/bench_reading.py
+    python tests/benchmarks/bench_reading.py           # 6 samples of 800 cells x 20,000 genes
+    python tests/benchmarks/bench_reading.py --quick   # 6 samples of 40 cells x 500 genes, for the tests
 
 Both sides read the same counts, each in a process of its own. The dense-CSV way is one table of genes x cells per sample, read with pandas and concatenated.
 Peak memory is what the process took above its imports (from /proc, so Linux only).
@@ -13,7 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-SAMPLES, CELLS, GENES, DENSITY = 6, 800, 20_000, 0.08
+from rows import row
+
+QUICK = "--quick" in sys.argv
+SAMPLES, CELLS, GENES, DENSITY = (6, 40, 500, 0.08) if QUICK else (6, 800, 20_000, 0.08)
 READERS = {"longaml.read_cohort": "geo", "dense CSV": "csv"}
 
 
@@ -65,10 +69,12 @@ def main():
     ours, dense = (results[k] for k in READERS)
     assert ours["total"] == dense["total"] and ours["entries"] == dense["entries"], "the two sides read different counts"
     csr = 8 * ours["entries"] / 2**20
+    size = f"{SAMPLES} samples x {CELLS} cells x {GENES:,} genes"
+    for what, key, unit in (("reading", "seconds", "s"), ("memory of reading", "peak_mib", "MiB")): row(f"{what} {size}", ("la.read_cohort, GEO files", ours[key]), ("dense CSV files, pandas", dense[key]), unit=unit, differs=0)
     print(f"{SAMPLES} samples x {CELLS} cells x {GENES:,} genes, {ours['entries']:,} counts (CSR {csr:.0f} MiB)")
     for label, r in results.items(): print(f"{label:20s} {r['seconds']:7.1f} s   peak {r['peak_mib']:7.0f} MiB ({r['peak_mib'] / csr:4.1f} x CSR)   on disk {disk[label] / 2**20:6.0f} MiB")
     print(f"{'ratio':20s} {dense['seconds'] / ours['seconds']:7.1f} x less time, {dense['peak_mib'] / ours['peak_mib']:.1f} x less memory")
 
 
 if __name__ == "__main__":
-    side(*sys.argv[1:]) if len(sys.argv) > 1 else main()
+    side(*sys.argv[1:]) if len(sys.argv) > 2 else main()

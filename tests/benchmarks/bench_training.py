@@ -18,6 +18,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import longaml as la  # noqa: E402
+from rows import row  # noqa: E402
 
 LARGEST = 1e-3   # difference of a logit that is still agreement
 
@@ -67,6 +68,7 @@ def compare(size):
     (many, ours), (one, plain) = (best(side, size.repeats) for side in (together, alone))
     differs = max(float(np.abs(a.predict(sets) - b.predict(sets)).max()) for a, b in zip(many, one, strict=True))
     moved = max(float(np.abs(a.predict(sets)).max()) for a in many)
+    row(f"{len(jobs)} Transformers, {size.patients} patients x {size.genes:,} genes, {size.epochs} epochs", ("la.fit_many", ours), ("la.fit, one by one", plain), differs=differs)
     print(f"{size.patients} patients x {size.genes:,} genes: {len(jobs)} fits of {size.epochs} epochs on {len(sets)} pairs of bags of {len(set(sets.patients))} patients with both visits, best of {size.repeats}")
     print(f"  as one      {ours:7.2f} s\n  one by one  {plain:7.2f} s\n  ratio       {plain / ours:7.2f} x less time\n  largest difference of a logit {differs:.1e} (largest logit {moved:.2f})", flush=True)
     return differs
