@@ -14,8 +14,8 @@ extras = {
     "dev": cfg["dev_requirements"].split(),
     "deseq2": ["pydeseq2>=0.5"],
     "ot": ["POT>=0.9.5"],
-    "report": ["nbclient>=0.10", "nbconvert>=7.16"],
-    "bdm": ["pybdm>=0.1"],
+    "report": ["nbclient>=0.10", "nbconvert>=7.16", "nbformat>=5.10", "ipykernel>=6.29"],
+    "bdm": ["pybdm==0.1.0"],
 }
 
 setup(

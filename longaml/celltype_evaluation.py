@@ -7,7 +7,8 @@ __all__ = ['SIMPLE', 'WITH_BEFORE', 'simple_answer', 'judge_celltypes', 'celltyp
            'calibration_table', 'calibration_error', 'plot_confusion', 'plot_calibration', 'run_celltype',
            'celltype_lines', 'annotate_file']
 
-# %% ../nbs/37_celltype_evaluation.ipynb #3dc42458
+# %% ../nbs/37_celltype_evaluation.ipynb #17fdf47e
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,15 +16,16 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .core import LINEAGE, PATIENT, SAMPLE, TIMEPOINT, UNS, atomic_path, check_choice, check_column, device_for, listing, log, progress, rng_for
-from .models.celltype import CELLTYPE_TRAINING, CellTypeClassifier, UNKNOWN, annotate, celltype_tokens
+from .core import LINEAGE, PATIENT, UNS, atomic_path, check_choice, device_for, progress, rng_for
+from .models.celltype import CELLTYPE_TRAINING, CellTypeClassifier, _trained, annotate
 from .models.scbmlp import recall_table
 from .module_evaluation import cell_scores, labelled_cells
 from .reading import read_cohort, read_h5ad
-from .tokens import Cells, Previous, check_lineages, previous_bags
+from .runs import Run, check_writable
+from .tokens import Cells, check_lineages, previous_bags
 from .training import save
 
-# %% ../nbs/37_celltype_evaluation.ipynb #6e4a9fbc
+# %% ../nbs/37_celltype_evaluation.ipynb #dbe5753c
 SIMPLE = ("majority", "centroid", "logistic")
 WITH_BEFORE = ("lineage", "logistic_previous", "transformer_base")
 
@@ -38,6 +40,7 @@ def _logistic(x, y, new, classes):  # probabilities of logistic regression on sc
 
 def _certain(names, classes): return (np.asarray(names)[:, None] == np.asarray(classes)[None]).astype(float)  # answers without probabilities
 
+# %% ../nbs/37_celltype_evaluation.ipynb #d048e193
 def simple_answer(
     name,     # in `SIMPLE` or `WITH_BEFORE`, but for transformer_base
     train,    # AnnData with obs["label"]
@@ -57,7 +60,7 @@ def simple_answer(
     from sklearn.neighbors import NearestCentroid
     return _certain(NearestCentroid().fit(x.toarray(), y).predict(new.toarray()), classes)
 
-# %% ../nbs/37_celltype_evaluation.ipynb #f8ed3702
+# %% ../nbs/37_celltype_evaluation.ipynb #890ff2a0
 def judge_celltypes(
     train,  # AnnData from labelled_cells: obs "label" and "patient"
     test,   # the same for the cells that are held out
@@ -81,6 +84,7 @@ def judge_celltypes(
         rows.append(pd.DataFrame({"cell": test.obs_names, "unit": test.obs[PATIENT].astype(str).to_numpy(), "truth": test.obs["label"].astype(str).to_numpy(), "model": name, "predicted": np.array(classes)[p.argmax(1)], "probability": p.max(1)}))
     return pd.concat(rows, ignore_index=True)
 
+# %% ../nbs/37_celltype_evaluation.ipynb #7b00914b
 def celltype_scores(
     predictions,  # from judge_celltypes or evaluate_celltypes
 ) -> pd.DataFrame:  # model, class, unit, metric, value, chance, cells
@@ -131,7 +135,7 @@ def calibration_error(
     gap = (table["accuracy"] - table["confidence"]).abs() * table["cells"]
     return (gap.groupby(table["model"]).sum() / table.groupby("model")["cells"].sum()).rename("calibration error")
 
-# %% ../nbs/37_celltype_evaluation.ipynb #daf0f01e
+# %% ../nbs/37_celltype_evaluation.ipynb #15a9ed97
 def plot_confusion(
     predictions,  # from judge_celltypes or evaluate_celltypes
     *,
@@ -151,6 +155,7 @@ def plot_confusion(
     ax.set(title=f"{model}: held-out cells", xlabel="predicted type", ylabel="true type")
     return ax
 
+# %% ../nbs/37_celltype_evaluation.ipynb #36012d6f
 def plot_calibration(
     table,  # from calibration_table
     *,
@@ -174,7 +179,7 @@ def _all_rows(predictions):  # one line per model: the three scores over all cel
     s = celltype_scores(predictions)
     return s[(s["class"] == "all") & (s["unit"] == "all")].pivot(index="model", columns="metric", values="value").loc[list(dict.fromkeys(predictions["model"])), ["accuracy", "balanced_accuracy", "macro_f1"]]
 
-# %% ../nbs/37_celltype_evaluation.ipynb #e8c1114e
+# %% ../nbs/37_celltype_evaluation.ipynb #8cba6f45
 def _training_cells(path, label_key, donor_key, layer, previous, read, seed):  # cells from labelled_cells, Previous or None
     if not previous:
         adata = read_h5ad(path)
@@ -186,6 +191,7 @@ def _training_cells(path, label_key, donor_key, layer, previous, read, seed):  #
     cells.obs[LINEAGE] = adata.obs[LINEAGE].astype(str).to_numpy()[known]
     return cells, before.take(known)
 
+# %% ../nbs/37_celltype_evaluation.ipynb #f323ce39
 def run_celltype(
     path,  # an .h5ad file; with `previous`, a cohort on disk (see read_cohort)
     out,   # folder of the model
@@ -204,9 +210,7 @@ def run_celltype(
     resume=False,    # go on with the run in `out`
 ) -> dict:  # tables and "summary"
     "Judge a rank-token Transformer on held-out donors beside simple methods, train it on all cells, and leave the model with its tables."
-    from longaml.runs import Run
-    device_for(device)
-    how = replace(CELLTYPE_TRAINING, device=device, **({} if epochs is None else {"epochs": int(epochs)}))
+    how = replace(CELLTYPE_TRAINING, device=device_for(device), **({} if epochs is None else {"epochs": int(epochs)}))
     settings = {"encoding": check_choice(encoding, ("rank", "bin"), "encoding"), "context": int(context)}
     given = {"label_key": label_key, "donor_key": donor_key, "layer": layer, "previous": bool(previous), "read": read or {}}
     run = Run(out, command="celltype train", params={**settings, **given, "n_folds": n_folds, "epochs": how.epochs}, inputs=[path], seed=seed, resume=resume)
@@ -214,7 +218,7 @@ def run_celltype(
     said = evaluate_celltypes(cells, n_folds=n_folds, settings=settings | {"how": how}, before=before, seed=seed, device=device, step=run.step)
     return _finish_celltype(run, cells, before, said, settings | {"how": how, "previous": previous, "seed": seed})
 
-# %% ../nbs/37_celltype_evaluation.ipynb #8c5b6864
+# %% ../nbs/37_celltype_evaluation.ipynb #e603f411
 def _finish_celltype(run, cells, before, said, settings):  # the model, tables, figures, summary
     scores, calibration = celltype_scores(said), calibration_table(said)
     for name, table in (("evaluation", scores), ("predictions", said), ("calibration", calibration)): run.table(f"{name}.csv", table)
@@ -223,12 +227,12 @@ def _finish_celltype(run, cells, before, said, settings):  # the model, tables, 
         reached, kept = run.out/"training.part.pt", run.out/"tokens"
         net = CellTypeClassifier(**settings).fit(cells, "label", groups=PATIENT, classes=list(cells.obs["label"].cat.categories), before=before, folder=kept, checkpoint=reached)
         save(net.fitted, run.out/"model.pt")
-        import shutil
         shutil.rmtree(kept); reached.unlink(missing_ok=True)
     lines = [f"{cells.n_obs:,} cells x {cells.n_vars:,} genes, {cells.obs['label'].nunique()} types, {cells.obs[PATIENT].nunique()} {cells.uns[UNS]['units']}", *celltype_lines(said, cells.uns[UNS]["units"])]
     run.finish({"summary": lines})
     return {"evaluation": scores, "predictions": said, "calibration": calibration, "summary": "\n".join([*lines, f"the model is in {run.out}"])}
 
+# %% ../nbs/37_celltype_evaluation.ipynb #936cee13
 def celltype_lines(
     said,   # predictions of evaluate_celltypes
     units,  # "patients" or "blocks of cells"
@@ -246,7 +250,7 @@ def celltype_lines(
     if units != "patients": lines.append("blocks of cells were held out, not donors: this does not say how the model does on a new donor")
     return lines + [f"calibration error of the Transformer: {calibration_error(calibration_table(said))['transformer']:.3f}"]
 
-# %% ../nbs/37_celltype_evaluation.ipynb #c023db4d
+# %% ../nbs/37_celltype_evaluation.ipynb #93236042
 def annotate_file(
     path,   # an .h5ad file; for a model with the timepoint before, a cohort on disk
     model,  # folder that run_celltype wrote, or its model.pt
@@ -257,8 +261,6 @@ def annotate_file(
     read=None,      # keyword arguments of read_cohort, for a model with the timepoint before
 ) -> dict:  # "table" (types and cells) and "summary"
     "Name the types of a file's cells: obs['celltype_predicted'], obs['celltype_probability']."
-    from longaml.models.celltype import _trained
-    from longaml.runs import check_writable
     path, out = Path(path), Path(out)
     if out.suffix != ".h5ad": raise ValueError(f"the output is {out.name!r}; give a name that ends in .h5ad")
     if out.exists(): raise FileExistsError(f"{str(out)!r} exists and is not overwritten; give another name, or remove it first")

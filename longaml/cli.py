@@ -132,7 +132,7 @@ Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Every ran
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, if it is the same run.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
-# %% ../nbs/40_cli.ipynb #c2835e54
+# %% ../nbs/40_cli.ipynb #90a7ea18
 @app.command(short_help="Evaluate, rank genes against a null, audit the ranking.")
 def run(
     cohort: Cohort,                       # what to read
@@ -158,6 +158,7 @@ def run(
     typer.echo(run_cohort(cohort, out, read=read, task=task, models=models, nulls=nulls, seed=seed, device=device, resume=resume)["summary"])
     if report: _report(out)
 
+# %% ../nbs/40_cli.ipynb #bb710418
 def _report(folder):  # the report of a run, or a line that says why there is none
     from longaml.report import report_or_say
     typer.echo(report_or_say(folder))
@@ -306,10 +307,11 @@ def make_report(
     notebook, page = write_report(folder)
     typer.echo(f"wrote {page} and {notebook}")
 
-# %% ../nbs/40_cli.ipynb #eb6d0580
+# %% ../nbs/40_cli.ipynb #820df92b
 celltype = typer.Typer(help="Name cell types with a rank-token Transformer: train, annotate.", rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 app.add_typer(celltype, name="celltype", short_help="Name cell types with a rank-token Transformer: train, annotate.")
 
+# %% ../nbs/40_cli.ipynb #17892741
 @celltype.command("train", short_help="Judge a model on held-out donors beside simple methods, and train it.")
 def train_celltype(
     cells: Annotated[Path, typer.Argument(metavar="DATA.h5ad", show_default=False, help="Labelled cells x genes; with --previous a cohort.")],

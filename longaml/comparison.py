@@ -7,7 +7,7 @@ __all__ = ['RANK_TRAINING', 'MAKERS', 'MODELS', 'FLOORS_OF', 'REGRESSION', 'METR
            'compared_models', 'weights', 'cohort_hash', 'Pieces', 'evaluate', 'signed_rank', 'compare',
            'plot_comparison', 'driver_recovery', 'plot_recovery', 'call_recovery', 'comparison_lines', 'run_comparison']
 
-# %% ../nbs/38_comparison.ipynb #e542dc0e
+# %% ../nbs/38_comparison.ipynb #cb268842
 import hashlib
 import json
 import math
@@ -18,11 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
-from scipy import stats
+from scipy import sparse as sp, stats
 
 from .baselines import Logistic, SelectGenes, held_out_proba
-from .core import ALL, LINEAGE, PATIENT, SAMPLE, TIMEPOINT, check_choice, check_column, contrast_name, contrast_pair, contrasts, counts_of, device_for, input_kind, listing, log, module_stamp, progress, timepoints_of
+from .core import ALL, LINEAGE, PATIENT, SAMPLE, TIMEPOINT, check_choice, check_column, contrast_pair, contrasts, counts_of, device_for, input_kind, listing, log, module_stamp, progress, timepoints_of
 from .evaluation import BASELINES, FLOORS, MIN_PATIENTS, NETWORK_CHANGES, NETWORK_GENES, NETWORKS, PER_BAG, RANKERS, TASKS, _chooser, coverage, evaluation_table, network_proba, rank_state, state_scorer
 from .factors import BayesianRidge, FactorModel
 from .forecast_evaluation import _asked, _targets
@@ -33,6 +32,7 @@ from .models.scbmlp import class_loss
 from .networks import change_rows, most_variable, network_change_scorer
 from .preprocessing import bags, patient_folds, pseudobulk, state_sets
 from .runs import Run, _leftovers, _manifest, _write_json, check_writable, checksum, load_result, save_result, versions
+from .simulation import EVALUATION_SEEDS, NULL_SEEDS, simulate_cohort
 from .tokens import Encoding, TokenData, Vocabulary, encode
 from .training import Fitted, fit
 
@@ -135,13 +135,13 @@ class Pieces:
         save_result(path, {"key": text, "value": value})
         return load_result(path)["value"]
 
-# %% ../nbs/38_comparison.ipynb #52935a95
+# %% ../nbs/38_comparison.ipynb #62bd21e9
 def _state_questions(bagged):  # [(contrast, timepoints)], [reasons]
     cover, times = coverage(bagged), timepoints_of(bagged)
     whole = cover[cover["lineage"] == ALL]
     found = [(c, contrast_pair(c, times)[::-1]) for c in whole[whole["evaluated"]]["contrast"]]
     if len(times) > 2 and len(set(state_sets(bagged, tuple(times), genes=list(bagged.var_names[:1])).patients)) >= MIN_PATIENTS: found.append((ALL, tuple(times)))
-    return found, [f"state, {c.contrast}: not evaluated ({c.patients} patients have bags at both timepoints; at least {MIN_PATIENTS} are needed)" for c in whole[~whole["evaluated"]].itertuples()]
+    return found, [f"state, {c.contrast}: not evaluated (patients with bags at both timepoints: {c.patients}; at least {MIN_PATIENTS} are needed)" for c in whole[~whole["evaluated"]].itertuples()]
 
 def _change_questions(bagged, task, genes):  # the same for a task that has an order; (timepoint, Forecasts)
     found, lost = [], [] if _targets(bagged, task) else [f"{task}: not evaluated (the cohort has no timepoint in between)"]
@@ -263,22 +263,24 @@ def compare(
     out = pd.DataFrame(rows, columns=["task", "contrast", "metric", "model", "against", "role", "patients", "difference", "low", "high", "p_value", "q_value"])
     return out.assign(verdict=np.select([out["low"] > 0, out["high"] < 0, out["patients"] < 2], ["beats", "loses to", "too few patients"], "is not told apart from"))
 
-# %% ../nbs/38_comparison.ipynb #661da4f8
+# %% ../nbs/38_comparison.ipynb #a3864b06
 _KINDS = {"floor": "#8C8C8C", "linear": "#0072B2", "network": "#009E73"}
 
 def _kind(task, model): return "floor" if model in FLOORS_OF[task] else "network" if model in (*NETWORKS, "rank_tokens") else "linear"
 
-def _contrast_panel(ax, rows, task, order, clip):  # one task and contrast
+def _contrast_panel(ax, rows, task, order):  # one task and contrast; skills below -1 are drawn at -1
+    skill = rows["metric"].iloc[0].startswith("skill")
     for i, m in enumerate(order):
         v = rows.loc[rows["model"] == m, "value"].dropna().to_numpy()
         if not len(v): continue
-        seen, colour = np.clip(v, clip, None), _KINDS[_kind(task, m)]
-        ax.scatter(seen, i + 0.18 + 0.16 * ((np.argsort(np.argsort(v)) % 3) - 1) / 1.5, s=9, color=colour, alpha=0.35, lw=0, zorder=2)
+        seen, colour, step = np.clip(v, -1, 1), _KINDS[_kind(task, m)], 0.11 * (np.argsort(np.argsort(v, kind="stable")) % 3 - 1)
+        ax.scatter(seen, i + 0.18 + step, s=9, color=colour, alpha=0.35, lw=0, zorder=2)
         half = stats.t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v)) if len(v) > 1 else 0
-        ax.errorbar(max(v.mean(), clip), i - 0.12, xerr=half, fmt="o", ms=5, color=colour, lw=1.6, capsize=2.5, zorder=3)
+        ax.errorbar(max(v.mean(), -1), i - 0.12, xerr=half, fmt="o", ms=5, color=colour, lw=1.6, capsize=2.5, zorder=3)
     ax.axvline(rows["chance"].mean(), color="#D55E00", ls="--", lw=1.2, zorder=1)
     ax.set_ylim(len(order) - 0.5, -0.5); ax.spines[["top", "right"]].set_visible(False)
-    if np.isfinite(clip): ax.set_xlim(clip - 0.05, None)
+    if not skill and rows["value"].between(0, 1).all(): ax.set_xlim(-0.04, 1.04)
+    elif skill and rows["value"].min() < -1: ax.set_xlim(-1.05, None)
 
 # %% ../nbs/38_comparison.ipynb #ecaa523e
 def _said(task, contrast):  # a contrast in words
@@ -289,7 +291,7 @@ def _legend(ax, kinds, line):  # what colours and the line mean
     marks = [Line2D([], [], marker="o", ls="", color=_KINDS[k], label=k) for k in kinds] + [Line2D([], [], color="#D55E00", ls="--", label=line)]
     ax.legend(handles=marks, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
-# %% ../nbs/38_comparison.ipynb #827e4eb3
+# %% ../nbs/38_comparison.ipynb #14a68e28
 def plot_comparison(
     table,  # from evaluate
     *,
@@ -305,8 +307,8 @@ def plot_comparison(
     order, panels = list(rows.groupby("model")["value"].mean().sort_values(ascending=False, kind="stable").index), rows.groupby("contrast", sort=False)
     fig, axes = plt.subplots(1, len(panels), figsize=(2.8 + 2.4 * len(panels), 1.5 + 0.36 * len(order)), sharey=True, squeeze=False, layout="constrained")
     for ax, (contrast, r) in zip(axes[0], panels):
-        _contrast_panel(ax, r, task, order, -1.0 if metric.startswith("skill") else -np.inf)
-        ax.set_title(f"{_said(task, contrast)}\n(n = {r['patient'].nunique()})", fontsize=10, loc="left"); ax.set_xlabel(metric.replace("_", " "))
+        _contrast_panel(ax, r, task, order)
+        ax.set_title(f"{_said(task, contrast)}\n(n = {r['patient'].nunique()})", fontsize=10, loc="left"); ax.set_xlabel({"skill": "skill over own level", "auroc": "AUROC"}.get(metric, metric.replace("_", " ")))
     axes[0, 0].set_yticks(range(len(order)), order)
     _legend(axes[0, -1], [k for k in _KINDS if k in {_kind(task, m) for m in order}], {"skill": "own level"}.get(metric, "chance"))
     return fig
@@ -353,7 +355,7 @@ def driver_recovery(
     if not rows: raise ValueError(f"no driver is planted in these cohorts ({preset}), so none can be found; use a preset with drivers, or la.call_recovery for null cohorts")
     return pd.DataFrame(rows, columns=["seed", "method", "kind", "average_precision", "chance"])
 
-# %% ../nbs/38_comparison.ipynb #a686bb25
+# %% ../nbs/38_comparison.ipynb #b100f143
 def plot_recovery(
     table,  # from driver_recovery
 ):  # Figure
@@ -369,7 +371,7 @@ def plot_recovery(
         ax.axvline(rows["chance"].mean(), color="#D55E00", ls="--", lw=1.2)
         ax.set(title=f"{kind} drivers", xlabel="average precision", xlim=(-0.02, 1.02)); ax.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_yticks(range(len(order)), order); axes[0, 0].invert_yaxis()
-    axes[0, -1].text(rows["chance"].mean(), -0.7, "chance", color="#D55E00", fontsize=8, ha="center")
+    axes[0, -1].text(rows["chance"].mean() + 0.02, len(order) - 0.45, "chance", color="#D55E00", fontsize=8)
     return fig
 
 # %% ../nbs/38_comparison.ipynb #8605eae2
@@ -414,8 +416,15 @@ class _Comparison(Run):
         if not self.begun: _write_json(self.out/"run.json", self.record)
         self.begun = True
 
-# %% ../nbs/38_comparison.ipynb #01089eb8
-def _p(x): return f"{x:.2g}" if x == x else "not tested"
+# %% ../nbs/38_comparison.ipynb #c5037aa0
+_VERBS = {"beats": "beat", "is not told apart from": "not told apart from", "loses to": "lose to", "too few patients": "too few patients beside"}
+
+def _differences_in_words(part):  # lines on the models beside the references of one contrast
+    for (against, role), rows in part.groupby(["against", "role"], sort=False):
+        for verdict, verb in _VERBS.items():
+            told = [f"{d.model} {d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" + (f" q {d.q_value:.2g}" if d.q_value == d.q_value else "") for d in rows[rows["verdict"] == verdict].itertuples()]
+            if told: yield f"  {verb} {against}, the {role}: {'; '.join(told)}"
+    if part["p_value"].isna().any(): yield f"  no test below {LEAST} patients"
 
 def comparison_lines(
     table,        # from evaluate
@@ -429,9 +438,8 @@ def comparison_lines(
         lines.append(f"{task}, {_said(task, contrast)}: {METRIC[task].replace('_', ' ')} over {rows['patient'].nunique()} held-out patients ({level})")
         show = "{:+.3f}" if skill else "{:.2f}"
         for m, v in rows.groupby("model", sort=False)["value"]: lines.append(f"  {m:<16} {show.format(v.mean())}  (patients: {show.format(v.min())} to {show.format(v.max())})")
-        for d in differences[(differences["task"] == task) & (differences["contrast"] == contrast)].itertuples():
-            lines.append(f"  {d.model} {d.verdict} {d.against}, the {d.role} (difference {d.difference:+.3f}, 95% interval {d.low:+.3f} to {d.high:+.3f}, {d.patients} patients; p {_p(d.p_value)}, q {_p(d.q_value)})")
-    lines.append(f"differences are paired over patients, intervals Student's t for one comparison; p by Wilcoxon's signed-rank test from {LEAST} patients on, q over the models beside one reference in one contrast (Benjamini and Hochberg)")
+        lines += _differences_in_words(differences[(differences["task"] == task) & (differences["contrast"] == contrast)])
+    lines.append(f"differences are means over patients [95% interval of one comparison, Student's t]; q: Wilcoxon's signed-rank test, from {LEAST} patients on, adjusted over the models beside one reference in one contrast (Benjamini and Hochberg)")
     return lines + [f"note: {n}" for n in table.attrs.get("notes", [])] + ["LGEM and the cross-attention Transformer predict perturbations: longaml perturb compares them"]
 
 # %% ../nbs/38_comparison.ipynb #b91f4be9

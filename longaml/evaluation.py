@@ -9,9 +9,8 @@ __all__ = ['FLOORS', 'BASELINES', 'NETWORKS', 'PER_BAG', 'NETWORK_CHANGES', 'NET
            'rank_state', 'gene_times', 'summarise', 'reach', 'library_table', 'run_state', 'run_cohort', 'run_demo',
            'audit_csv']
 
-# %% ../nbs/31_evaluation.ipynb #d295d645
+# %% ../nbs/31_evaluation.ipynb #6fa69541
 import math
-import re
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -386,7 +385,15 @@ def _report_tables(bulk, ranking, changes, stable, limits, top=25):  # {name: ta
     tables["gene_times"] = courses[["gene", PATIENT, TIMEPOINT, "log2_change"]].dropna()
     return tables | {"stability": stable}
 
-# %% ../nbs/31_evaluation.ipynb #a9288e25
+# %% ../nbs/31_evaluation.ipynb #669a2bd7
+def _leave(tables, stable, null, limits, adata, bagged, bulk, run, how):  # write tables and figures
+    ranking = tables.get("ranking")
+    changes = {} if ranking is None else _patient_changes(bagged, bulk, ranking, how)
+    for name, table in (tables | _report_tables(bulk, ranking, changes, stable, limits)).items(): run.table(f"{name}.csv", table)
+    _cohort_figures(adata, tables, run)
+    if ranking is not None: _ranking_figures(tables, null, stable, changes, bulk, run)
+
+# %% ../nbs/31_evaluation.ipynb #4d114130
 def run_state(
     adata,  # a cohort
     run,    # a Run: where steps, tables, checkpoints and figures go
@@ -408,11 +415,7 @@ def run_state(
     ranking, stable, null = _rankings(bagged, bulk, pairs, [m for m in names if m in RANKERS], run, dict(nulls=nulls, halves=halves, rows=change_rows(adata, seed=seed) if set(names) & set(NETWORK_CHANGES) else None, **how))
     limits = run.step("reach", lambda: reach(bagged, pairs, nulls=nulls, seed=seed))
     if ranking is not None: tables |= {"ranking": ranking, "audit": run.step("audit", lambda: _audited(adata, bagged, evaluation, ranking, stable, names, run, how))}
-    for name, table in tables.items(): run.table(f"{name}.csv", table)
-    _cohort_figures(adata, tables, run)
-    changes = {} if ranking is None else _patient_changes(bagged, bulk, ranking, how)
-    for name, table in _report_tables(bulk, ranking, changes, stable, limits).items(): run.table(f"{name}.csv", table)
-    if ranking is not None: _ranking_figures(tables, null, stable, changes, bulk, run)
+    _leave(tables, stable, null, limits, adata, bagged, bulk, run, how)
     return tables | {"summary": summarise(cover, evaluation, ranking, tables.get("audit"), adata.uns.get(UNS, {}).get("warnings", []), limits)}
 
 # %% ../nbs/31_evaluation.ipynb #a986e5bb

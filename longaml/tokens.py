@@ -7,7 +7,7 @@ __all__ = ['SPECIAL', 'PAD', 'CLS', 'SEP', 'MASK', 'Cells', 'Vocabulary', 'vocab
            'encode', 'Previous', 'previous_bags', 'check_lineages', 'TokenRows', 'TokenData', 'token_data',
            'write_tokens', 'open_tokens']
 
-# %% ../nbs/09_tokens.ipynb #fde5ff77
+# %% ../nbs/09_tokens.ipynb #3197b2e6
 import hashlib
 import json
 import os
@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .core import LINEAGE, PATIENT, SAMPLE, TIMEPOINT, atomic_path, check_choice, check_column, listing, log, progress, rng_for
+from .core import LINEAGE, PATIENT, TIMEPOINT, atomic_path, check_choice, check_column, listing, log, progress, rng_for
 from .preprocessing import bags, sequences
 from .reading import choose_matrix, value_kind
 
-# %% ../nbs/09_tokens.ipynb #144c3187
+# %% ../nbs/09_tokens.ipynb #a8223964
 class Cells:
     "The expression of an AnnData, in memory or on disk, some rows at a time, as values per 10,000."
     def __init__(self,
@@ -45,7 +45,7 @@ class Cells:
         x.sum_duplicates(); x.eliminate_zeros()
         return x
 
-# %% ../nbs/09_tokens.ipynb #60a70d1d
+# %% ../nbs/09_tokens.ipynb #ed5d16e5
 SPECIAL = ("<PAD>", "<CLS>", "<SEP>", "<MASK>")
 PAD, CLS, SEP, MASK = range(4)
 
@@ -68,7 +68,7 @@ class Vocabulary:
     def columns(self, genes):  # genes of a matrix -> for each gene of the vocabulary its column, -1 where there is none
         return pd.Index([str(g) for g in genes]).get_indexer(self.genes)
 
-# %% ../nbs/09_tokens.ipynb #5303c56c
+# %% ../nbs/09_tokens.ipynb #dbf35a24
 def vocabulary(
     adata,  # AnnData: counts, or log1p values
     *,
@@ -86,7 +86,7 @@ def vocabulary(
     seen = np.flatnonzero(np.diff(x.indptr))
     return Vocabulary(np.array(cells.genes, dtype=object)[seen].tolist(), [np.median(x.data[x.indptr[g]:x.indptr[g + 1]]) for g in seen])
 
-# %% ../nbs/09_tokens.ipynb #cc76d96f
+# %% ../nbs/09_tokens.ipynb #2d85f39a
 def _in_words(x, vocab, columns):  # CSR over the vocabulary's genes, rows with sorted indices; what other genes hold is left out
     have = columns >= 0
     out = x[:, columns[have]] if not np.array_equal(columns, np.arange(x.shape[1])) else x
@@ -110,7 +110,7 @@ def rank_tokens(
 
 def _dtype(vocab): return np.uint16 if len(vocab) <= 2**16 else np.uint32
 
-# %% ../nbs/09_tokens.ipynb #52490460
+# %% ../nbs/09_tokens.ipynb #24b178f0
 def value_bins(
     x,     # CSR (cells, genes), values per 10,000
     bins=16,  # quantile bins of each cell's non-zero log values
@@ -124,7 +124,7 @@ def value_bins(
         out[a:b] = 1 + np.searchsorted(edges, values[a:b], side="left")
     return out
 
-# %% ../nbs/09_tokens.ipynb #12cda2a1
+# %% ../nbs/09_tokens.ipynb #16e450da
 @dataclass
 class Encoding:
     "How cells become tokens."
@@ -165,7 +165,7 @@ def _append(out, then):  # <SEP> and the tokens of the timepoint before, straigh
     cell, place = np.nonzero(then[:, 0])
     out[cell, :, n[cell] + 1 + place] = then[cell, :, place]
 
-# %% ../nbs/09_tokens.ipynb #c0c9e9eb
+# %% ../nbs/09_tokens.ipynb #d8209d87
 @dataclass
 class Previous:
     "Bags of the timepoint before, and which one each cell has."
@@ -200,7 +200,7 @@ def previous_bags(
     at = np.array(list(pick), dtype=int).reshape(-1, 2)
     return Previous(sp.csr_matrix(s.x[at[:, 0], at[:, 1]], dtype=np.float32).expm1(), code, list(s.genes), s.samples[at[:, 0], at[:, 1]])
 
-# %% ../nbs/09_tokens.ipynb #ea83577d
+# %% ../nbs/09_tokens.ipynb #3eb65bb3
 def check_lineages(
     adata,  # a cohort
     label_key,  # obs column of classes
@@ -214,7 +214,7 @@ def check_lineages(
         raise ValueError(f"the lineage of a cell gives its {label_key} away ({share:.0%} of cells have the commonest label of their lineage, such as {lineage[0]!r}): bags of the timepoint before would be drawn by the label. Link over something that does not name the type (lineage_key=...: clone, malignant or normal), or leave the timepoint before out.")
     return share
 
-# %% ../nbs/09_tokens.ipynb #fb7f5eb3
+# %% ../nbs/09_tokens.ipynb #d956988d
 class TokenRows:
     "Rows of a token matrix that are read when they are asked for."
     def __init__(self,
@@ -236,7 +236,7 @@ class TokenRows:
         longest = int(filled.any(0).nonzero()[0].max(initial=0)) + 1
         return torch.from_numpy(np.ascontiguousarray(part[..., :longest])).long().to(self.device)
 
-# %% ../nbs/09_tokens.ipynb #fa356eb6
+# %% ../nbs/09_tokens.ipynb #b61db968
 @dataclass
 class TokenData:
     "Cells as tokens, for `fit`."
@@ -277,7 +277,7 @@ class TokenData:
         n = np.bincount(self.y[self.y >= 0], minlength=len(self.classes))
         return replace(self, weight=np.where(self.y >= 0, (self.y >= 0).sum() / (max((n > 0).sum(), 1) * np.maximum(n, 1))[self.y], 0.0))
 
-# %% ../nbs/09_tokens.ipynb #e508f50b
+# %% ../nbs/09_tokens.ipynb #8a6e7f5b
 def _labels(adata, label_key, classes):  # codes (-1: none), names
     if label_key is None: return np.full(adata.n_obs, -1), list(classes or [])
     column = check_column(adata.obs, label_key, "label")
@@ -287,12 +287,14 @@ def _labels(adata, label_key, classes):  # codes (-1: none), names
     if len(names) < 2: raise ValueError(f"obs[{label_key!r}] has {len(names)} classes; a classifier needs at least 2")
     return pd.Index(names).get_indexer(text).astype(np.int64), names
 
+# %% ../nbs/09_tokens.ipynb #479355ad
 def _said_unknown(columns, genes, vocab):  # counts what the vocabulary and the cells do not share
     missing, odd = int((columns < 0).sum()), len(genes) - int((columns >= 0).sum())
     if missing == len(columns): raise ValueError(f"none of the {len(vocab.genes)} genes of the vocabulary (such as {listing(vocab.genes, 3)}) is in the data (such as {listing(genes, 3)}); use the same gene names")
     if odd or missing: log.info("%d genes are not in the vocabulary and are dropped; %d of its %d genes are not in the data", odd, missing, len(vocab.genes))
     return {"unknown_genes": odd, "missing_genes": missing}
 
+# %% ../nbs/09_tokens.ipynb #01229477
 def token_data(
     adata,  # AnnData: counts, or log1p values
     vocab,  # Vocabulary
@@ -312,7 +314,7 @@ def token_data(
     who = np.full(adata.n_obs, "all") if groups is None else np.asarray(check_column(adata.obs, groups, "obs") if isinstance(groups, str) else groups).astype(str)
     return TokenData(np.concatenate(parts), y, who, vocab, how, names, notes={"task": "celltype", "vocabulary": vocab.hash, **counted})
 
-# %% ../nbs/09_tokens.ipynb #768c4d20
+# %% ../nbs/09_tokens.ipynb #27653352
 def _previous_of(adata, previous, how, kind):  # the Previous of a call, or None
     if not how.previous: return None
     if previous is None and "previous" in adata.layers:
@@ -330,7 +332,7 @@ def _chunks(cells, vocab, how, columns, previous, size, start):  # (first row, t
         before = None if previous is None else _in_words(previous.rows(np.arange(rows.start, rows.stop)), vocab, then)
         yield i, encode(_in_words(cells.rows(rows), vocab, columns), vocab, how, before)
 
-# %% ../nbs/09_tokens.ipynb #bcd48d6f
+# %% ../nbs/09_tokens.ipynb #fe108523
 _FORMAT = "longaml tokens 1"
 
 def _header(adata, cells, vocab, how, label_key, groups, y, names):  # what the file is
@@ -340,6 +342,7 @@ def _header(adata, cells, vocab, how, label_key, groups, y, names):  # what the 
     return {"format": _FORMAT, "cells": names_hash, "shape": shape, "dtype": np.dtype(_dtype(vocab)).name, "vocabulary": vocab.hash, "encoding": vars(how), "genes": vocab.genes, "medians": vocab.medians.tolist(),
             "labels": {"key": label_key, "classes": names, "codes": y.tolist()}, "groups": {"names": who.tolist(), "codes": code.tolist()}}
 
+# %% ../nbs/09_tokens.ipynb #c6f1fe68
 def write_tokens(
     adata,  # AnnData in memory or backed: counts, or log1p values
     path,   # folder to write
@@ -363,7 +366,7 @@ def write_tokens(
     _write_chunks(path, header, _previous_of(adata, previous, how, cells.kind), lambda previous, start: _chunks(cells, vocab, how, columns, previous, chunk, start))
     return path
 
-# %% ../nbs/09_tokens.ipynb #6e71f852
+# %% ../nbs/09_tokens.ipynb #e11230a2
 def _same_file(path, header):  # True where the finished file is this one; raises where it is another
     if path.exists() and not path.is_dir(): raise NotADirectoryError(f"{str(path)!r} is a file; tokens need a folder. Give another name")
     if not (path/"header.json").exists(): return False
@@ -388,7 +391,7 @@ def _write_chunks(path, header, previous, chunks):  # tokens, then the header; a
     with atomic_path(path/"header.json") as tmp: tmp.write_text(json.dumps(header))
     note.unlink(missing_ok=True)
 
-# %% ../nbs/09_tokens.ipynb #a4310493
+# %% ../nbs/09_tokens.ipynb #18853d5b
 def _read_header(path):  # the header of a token folder, or a message
     try: header = json.loads((Path(path)/"header.json").read_text())
     except FileNotFoundError:

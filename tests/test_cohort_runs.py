@@ -1,5 +1,6 @@
 "The command on whole cohorts: what a run leaves behind, kill and resume, determinism, real and awkward input, errors."
 import gzip
+import importlib.util
 import json
 import os
 import pty
@@ -669,3 +670,18 @@ def test_demo(tmp_path):
         assert f"  {model}: {called.isin(planted).sum()} of {len(planted)} planted drivers among {len(called)} genes at q < 0.1" in said
         assert one["gene"].head(20).isin(planted).mean() > 10 * len(planted) / len(truth)      # far more than an order at random would give
         if model == "paired_de": assert len(called) and called.isin(planted).mean() >= 0.5
+
+
+def test_classical_models_and_network_rankings_are_audited_like_any_other(cohort, tmp_path):
+    "Bayesian ridge, NMF factors and changes of the gene network: accuracy where they predict, and a ranking, a null and an audit for each."
+    if importlib.util.find_spec("pybdm") is None: pytest.skip("network_bdm needs the extra bdm")
+    names = ["bayesian_ridge", "nmf", "network_degree", "network_bdm", "network_pair"]
+    succeed("run", cohort, "--out", tmp_path/"out", "--timepoints", "DX,REL", "--models", ",".join(names), "--nulls", 4, "--no-report")
+    e, r, a = (table(tmp_path/"out", f"{n}.csv") for n in ("evaluation", "ranking", "audit"))
+    assert {"bayesian_ridge", "nmf"} < set(e["model"]) and not {"network_degree", "network_bdm", "network_pair"} & set(e["model"])
+    acc = e[e["metric"] == "balanced_accuracy"].groupby("model")["value"].mean()
+    assert acc["bayesian_ridge"] > 0.6 and acc["majority"] == 0.5
+    assert set(r["model"]) == set(a["model"]) == set(names)
+    assert (r.groupby("model").size() > 20).all() and r[["score", "p_value", "q_value", "stability", "mean_expression"]].notna().all().all()
+    assert (a.groupby("model")["verdict"].nunique() == a["verdict"].nunique()).all()
+    assert {f"figures/volcano-{n}-REL_vs_DX.png" for n in names} <= set(tree(tmp_path/"out"))
