@@ -48,7 +48,7 @@ _NAMES |= {
     "module_evaluation": "run_modules labelled_cells evaluate_cells cell_scores module_tables pair_tables",
 }
 
-# %% ../nbs/50_init.ipynb #d4566ff7
+# %% ../nbs/50_init.ipynb #97d9893b
 _NAMES |= {
     "celltype_simulation": "simulate_types typed_config_for TypedCellsConfig TYPED_PRESETS",
     "tokens": "Vocabulary vocabulary Encoding encode rank_tokens value_bins TokenData token_data write_tokens open_tokens Previous previous_bags check_lineages",
@@ -58,6 +58,7 @@ _NAMES |= {
     "network_evaluation": "run_network",
     "factors": "fit_factors Factors activities factor_stability chosen_k leading_genes factor_changes plot_factor_stability plot_factor_changes bayesian_ridge Posterior BayesianRidge coefficient_table FactorModel",
     "expression_evaluation": "run_de de_table de_coverage de_stability de_audit de_lines",
+    "comparison": "evaluate compare signed_rank plot_comparison RankTokens driver_recovery call_recovery plot_recovery run_comparison compared_models cohort_hash",
     "report": "write_report read_run at_a_glance held_out top_genes concordance plot_courses methods references",
 }
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Cohort', 'Out', 'PatientKey', 'TimepointKey', 'Timepoints', 'CellTypeKey', 'MalignantKey', 'LineageKey',
            'Seed', 'Resume', 'Debug', 'celltype', 'explain', 'main', 'options', 'run', 'audit', 'published', 'perturb',
-           'gene_modules', 'de', 'network', 'make_report', 'train_celltype', 'annotate_celltype', 'demo', 'simulate',
-           'convert']
+           'gene_modules', 'de', 'network', 'compare', 'make_report', 'train_celltype', 'annotate_celltype', 'demo',
+           'simulate', 'convert']
 
 # %% ../nbs/40_cli.ipynb #fe29109b
 import json
@@ -295,6 +295,28 @@ def network(
     read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
     from longaml.network_evaluation import run_network
     typer.echo(run_network(cohort, out, read=read, genes=genes, method=method, density=density, nulls=nulls, seed=seed, resume=resume)["summary"])
+
+# %% ../nbs/40_cli.ipynb #2f7ca31c
+@app.command(short_help="Every model under the same folds, with paired differences.")
+def compare(
+    cohort: Cohort,                       # what to read
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", show_default=False, help="Folder for the results; new, empty, or of an earlier comparison, whose pieces are used again.")],
+    patient_key: PatientKey = None,       # column of patients
+    timepoint_key: TimepointKey = None,   # column of timepoints
+    timepoints: Timepoints = None,        # in order of time
+    cell_type_key: CellTypeKey = None,    # column of cell types
+    malignant_key: MalignantKey = None,   # column of malignancy
+    lineage_key: LineageKey = None,       # column of lineages
+    tasks: Annotated[str, typer.Option(metavar="A,B,C", callback=_names, help="Of state, forecast, impute.")] = "state,forecast",
+    models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="logistic, bayesian_ridge, nmf, rank_tokens, transformer, lstm, bilstm, scbmlp, ridge; all that fit a task, if left out. Floors are always run.")] = None,
+    seed: Seed = 0,                       # of everything random
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    debug: Debug = False,                 # read by main
+):
+    "Judge every model on the same held-out patients and compare them in pairs; repeated, it computes only what is not there yet (la.run_comparison)."
+    read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
+    from longaml.comparison import run_comparison
+    typer.echo(run_comparison(cohort, out, read=read, models=models, tasks=tasks, seed=seed, device=device)["summary"])
 
 # %% ../nbs/40_cli.ipynb #9cf4df62
 @app.command("report", short_help="Make the report of a finished run.")

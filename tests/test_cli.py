@@ -9,7 +9,7 @@ from longaml.cli import explain, main
 from tools import ROOT, python
 
 HEAVY = ["torch", "scanpy", "anndata", "pandas", "numpy", "matplotlib", "sklearn", "scipy"]
-COMMANDS = ["demo", "run", "simulate", "convert", "audit", "published", "perturb", "modules", "de", "network", "report", "celltype"]
+COMMANDS = ["demo", "run", "simulate", "convert", "audit", "published", "perturb", "modules", "de", "network", "report", "celltype", "compare"]
 
 @pytest.fixture
 def evaluation(monkeypatch):

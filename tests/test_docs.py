@@ -150,7 +150,7 @@ def test_site_has_two_themes_and_its_sections(site):
     text = (site / "index.html").read_text()
     conf = yaml.safe_load((ROOT / "_quarto.yml").read_text())
     for theme in conf["format"]["html"]["theme"].values(): assert f"{theme}.min.css" in text
-    for name in ("Start", "Tutorials", "Reference", "Contributing", "Changelog"): assert name in text
+    for name in ("Start", "Tutorials", "Models", "Reference", "Benchmarks", "Citation", "Contributing", "Changelog"): assert name in text
     assert "Unreleased" in (site / "changelog.html").read_text()
 
 
