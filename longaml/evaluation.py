@@ -440,7 +440,7 @@ def _checked(task, models, nulls, device):  # the options of a run
     if (nulls := 20 if nulls is None else int(nulls)) < 1: raise ValueError(f"nulls is {nulls}; a p-value needs at least 1 permutation, and 20 are recommended")
     return {"task": ",".join(tasks), "models": chosen_models(models), "nulls": nulls, "halves": 10, "n_genes": 2000, "device": device}
 
-# %% ../nbs/31_evaluation.ipynb #767d0193
+# %% ../nbs/31_evaluation.ipynb #64fbec57
 def run_cohort(
     path,  # a cohort on disk; see read_cohort
     out,   # run directory
@@ -460,10 +460,10 @@ def run_cohort(
     how = _checked(task, models, nulls, device)
     run = Run(out, command="run", params={**how, **_network_params(how["models"]), "read": read or {}}, inputs=[path], seed=seed, resume=resume)
     adata = read_cohort(path, **(read or {}))
-    run.table("libraries.csv", library_table(adata))
     with threadpool_limits(1):  # many small fits: BLAS threads only get in each other's way
         result = run_state(adata, run, seed=seed, **{k: v for k, v in how.items() if k != "task"}) if "state" in (tasks := how["task"].split(",")) else {"evaluation": None, "summary": ""}
         if later := [t for t in TASKS[1:] if t in tasks]: result = _with_forecasts(result, adata, run, later, how, seed)
+    run.table("libraries.csv", library_table(adata))
     run.finish({"summary": result["summary"].splitlines()})
     return result
 

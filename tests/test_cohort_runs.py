@@ -318,7 +318,7 @@ def test_a_network_killed_and_resumed(victim, cohort, network, tmp_path):
 def test_the_command_killed_from_outside(finished, cohort, tmp_path):
     "SIGKILL once nine steps are stored, wherever the run then is."
     out = tmp_path/"out"
-    args = ["run", cohort, "--out", out, "--nulls", 6]
+    args = ["run", cohort, "--out", out, "--nulls", 6, "--no-report"]
     run = subprocess.Popen([sys.executable, "-c", CODE, *map(str, args)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
     while len(list((out/"steps").rglob("[!.]*.npz"))) < 9 and run.poll() is None and time.monotonic() < end: time.sleep(0.01)
@@ -326,7 +326,7 @@ def test_the_command_killed_from_outside(finished, cohort, tmp_path):
     assert run.wait() == -signal.SIGKILL
     assert json.loads((out/"run.json").read_text())["status"] == "running"     # nine steps or more, and not the end
     succeed(*args, "--resume")
-    assert differing(out, finished[0]) == []
+    assert set(differing(out, finished[0])) <= {"report.html", "report.ipynb"}
 
 def test_a_damaged_step_is_computed_again(cohort, quick, tmp_path):
     shutil.copytree(quick, tmp_path/"out")

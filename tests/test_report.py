@@ -311,7 +311,7 @@ def test_methods_say_what_was_run(made):
     for author in re.findall(r"\(([A-Z]\w+)(?: et al\.| and \w+)?, \d{4}\)", text): assert any(r.startswith(author) or f" {author} " in r or f", {author}" in r for r in used), author
 
 
-def p_all(): return [*MODELS, "paired_de", "bilstm", "scbmlp"]
+def p_all(): return [*MODELS, "paired_de", "bilstm", "scbmlp", "bayesian_ridge", "nmf", "network_bdm"]
 
 
 # ---------------------------------------------------------------- when there is no report
