@@ -7,8 +7,9 @@ __all__ = ['SIMPLE', 'WITH_BEFORE', 'simple_answer', 'judge_celltypes', 'celltyp
            'calibration_table', 'calibration_error', 'plot_confusion', 'plot_calibration', 'run_celltype',
            'celltype_lines', 'annotate_file']
 
-# %% ../nbs/37_celltype_evaluation.ipynb #17fdf47e
+# %% ../nbs/37_celltype_evaluation.ipynb #90e13e5e
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,28 +20,21 @@ import scipy.sparse as sp
 from .core import LINEAGE, PATIENT, UNS, atomic_path, check_choice, device_for, progress, rng_for
 from .models.celltype import CELLTYPE_TRAINING, CellTypeClassifier, _trained, annotate
 from .models.scbmlp import recall_table
-from .module_evaluation import cell_scores, labelled_cells
+from .module_evaluation import cell_scores, labelled_cells, logistic_proba
 from .reading import read_cohort, read_h5ad
 from .runs import Run, check_writable
 from .tokens import Cells, check_lineages, previous_bags
 from .training import save
 
-# %% ../nbs/37_celltype_evaluation.ipynb #dbe5753c
+# %% ../nbs/37_celltype_evaluation.ipynb #f728ab86
 SIMPLE = ("majority", "centroid", "logistic")
 WITH_BEFORE = ("lineage", "logistic_previous", "transformer_base")
 
 def _log_values(adata, rows=slice(None)): return Cells(adata).rows(rows).log1p()  # CSR, log1p per 10,000
 
-def _logistic(x, y, new, classes):  # probabilities of logistic regression on scaled values (cells, classes)
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import MaxAbsScaler
-    scale = MaxAbsScaler().fit(x)
-    net = LogisticRegression(C=1.0, max_iter=300).fit(scale.transform(x), y)
-    return pd.DataFrame(net.predict_proba(scale.transform(new)), columns=net.classes_).reindex(columns=classes, fill_value=0.0).to_numpy()
-
 def _certain(names, classes): return (np.asarray(names)[:, None] == np.asarray(classes)[None]).astype(float)  # answers without probabilities
 
-# %% ../nbs/37_celltype_evaluation.ipynb #d048e193
+# %% ../nbs/37_celltype_evaluation.ipynb #cebf9f5b
 def simple_answer(
     name,     # in `SIMPLE` or `WITH_BEFORE`, but for transformer_base
     train,    # AnnData with obs["label"]
@@ -55,10 +49,12 @@ def simple_answer(
         table = pd.crosstab(train.obs[LINEAGE].astype(str), pd.Series(y, index=train.obs_names)).reindex(columns=classes, fill_value=0)
         return table.div(table.sum(1), axis=0).reindex(test.obs[LINEAGE].astype(str)).fillna(1 / len(classes)).to_numpy()
     x, new = _log_values(train), _log_values(test)
-    if name == "logistic": return _logistic(x, y, new, classes)
-    if name == "logistic_previous": return _logistic(sp.hstack([x, before[0].rows(np.arange(train.n_obs)).log1p()]).tocsr(), y, sp.hstack([new, before[1].rows(np.arange(test.n_obs)).log1p()]).tocsr(), classes)
+    if name == "logistic_previous": x, new = (sp.hstack([now, b.rows(np.arange(len(b.code))).log1p()]).tocsr() for now, b in zip((x, new), before))
+    if name != "centroid": return logistic_proba(x, y, new).reindex(columns=classes, fill_value=0.0).to_numpy()
     from sklearn.neighbors import NearestCentroid
-    return _certain(NearestCentroid().fit(x.toarray(), y).predict(new.toarray()), classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of genes that do not vary within any class: only the centroids are used
+        return _certain(NearestCentroid().fit(x.toarray(), y).predict(new.toarray()), classes)
 
 # %% ../nbs/37_celltype_evaluation.ipynb #890ff2a0
 def judge_celltypes(

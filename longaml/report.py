@@ -433,14 +433,9 @@ def as_cells(
     t = libraries[(libraries[LINEAGE] != ALL) == lineages]
     return t.loc[t.index.repeat(t["cells"])].reset_index(drop=True)
 
-# %% ../nbs/36_report.ipynb #0cf0f6fb
-START = '''%matplotlib inline
-%config InlineBackend.figure_formats = ["retina"]
-import pandas as pd
-from IPython.display import Image
-from longaml import plotting as pl, report as rp
-pd.set_option("display.max_colwidth", None, "display.max_rows", 200)
-run, tables = rp.read_run(".")'''
+# %% ../nbs/36_report.ipynb #172afb7a
+START = "\n".join(['%matplotlib inline', '%config InlineBackend.figure_formats = ["retina"]', 'import pandas as pd', 'from IPython.display import Image', 'from longaml import plotting as pl, report as rp',
+                   'pd.set_option("display.max_colwidth", None, "display.max_rows", 200)', 'run, tables = rp.read_run(".")'])
 
 def _opening(run, tables):  # title, boxes
     tasks, _, inputs = _asked(run)

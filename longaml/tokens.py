@@ -165,7 +165,7 @@ def _append(out, then):  # <SEP> and the tokens of the timepoint before, straigh
     cell, place = np.nonzero(then[:, 0])
     out[cell, :, n[cell] + 1 + place] = then[cell, :, place]
 
-# %% ../nbs/09_tokens.ipynb #d8209d87
+# %% ../nbs/09_tokens.ipynb #9aef0926
 @dataclass
 class Previous:
     "Bags of the timepoint before, and which one each cell has."
@@ -176,9 +176,7 @@ class Previous:
 
     def take(self, rows): return replace(self, code=self.code[np.asarray(rows)])
     def rows(self, rows):  # CSR (rows, genes), empty where there is no earlier timepoint
-        code = self.code[rows]
-        x = sp.csr_matrix(sp.vstack([self.values, sp.csr_matrix((1, self.values.shape[1]), dtype=np.float32)]))[code]  # -1: the empty row
-        return x
+        return sp.csr_matrix(sp.vstack([self.values, sp.csr_matrix((1, self.values.shape[1]), dtype=np.float32)]))[self.code[rows]]  # -1: the empty row
 
 def previous_bags(
     adata,  # a cohort with raw counts, cells as rows

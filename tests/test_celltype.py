@@ -137,7 +137,7 @@ def test_an_interrupted_writer_goes_on(tmp_path, monkeypatch, stop):
     adata = la.simulate_types("distinct", seed=1, n_patients=2, n_genes=240, cells=5)
     vocab, kept, calls = la.vocabulary(adata), tk.encode, []
     def counted(*a):
-        if len(calls) == stop and stop >= 0 and not counted.resumed: raise KeyboardInterrupt
+        if len(calls) == stop and not counted.resumed: raise KeyboardInterrupt
         calls.append(1)
         return kept(*a)
     counted.resumed = False
@@ -169,6 +169,20 @@ def test_training_from_disk_is_training_from_memory(tmp_path):
     a, b = net(), net(folder=tmp_path / "tokens")
     pd.testing.assert_frame_equal(a.fitted.history, b.fitted.history)
     assert a.predict_proba(adata).equals(b.predict_proba(adata))
+
+
+def test_nothing_is_fitted_on_groups_that_neither_train_nor_stop():
+    "Medians, vocabulary and class weights do not see them, whatever they hold; cells without a label are no obstacle to groups given as an array."
+    adata = la.simulate_types("distinct", seed=1, n_patients=4, n_genes=240, cells=4)
+    other, away = adata.copy(), (adata.obs["patient"] == "P4").to_numpy()
+    other.X = sp.csr_matrix(other.X.toarray() * np.where(away, 1 + rng_for(0).integers(0, 50, adata.n_obs), 1)[:, None])
+    other.obs.loc[away, "cell_type"] = "A1"
+    def net(a, groups="patient"): return la.CellTypeClassifier(context=40, how=la.Training(**{**vars(CELLTYPE_TRAINING), "epochs": 1})).fit(a, "cell_type", groups=groups, train=["P1", "P2"], valid=["P3"]).fitted
+    a, b = net(adata), net(other)
+    assert a.genes == b.genes and a.preprocessing["medians"] == b.preprocessing["medians"] and a.history.equals(b.history)
+    missing = adata.copy()
+    missing.obs.loc[away, "cell_type"] = np.nan
+    assert net(missing, groups=missing.obs["patient"].astype(str).to_numpy()).history.equals(a.history)
 
 
 def test_an_epoch_reads_every_row_once():

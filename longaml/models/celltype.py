@@ -156,7 +156,7 @@ def temperature(
     def loss(log_t): return float((w * nn.functional.cross_entropy(z / math.exp(log_t), y, reduction="none")).sum() / w.sum())
     return float(np.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x))
 
-# %% ../../nbs/15_celltype.ipynb #9d53d8d8
+# %% ../../nbs/15_celltype.ipynb #da7fb0eb
 @dataclass
 class CellTypeClassifier:
     "Learn an obs column from expression with a rank-token Transformer."
@@ -192,7 +192,7 @@ class CellTypeClassifier:
         folder=None,   # keep the tokens in this folder instead of memory
         checkpoint=None,  # see fit
     ):  # itself
-        data = _training_tokens(self, adata, label_key, groups, classes, before, layer, folder).balanced()
+        data = _training_tokens(self, *_used_cells(adata, label_key, groups, before, train, valid, self.seed), label_key, classes, layer, folder, groups is None).balanced()
         self.fitted = fit(lambda: CellTypeTransformer(_config(self, data)), data, loss=class_loss, how=self.how or CELLTYPE_TRAINING, seed=self.seed, train=train, valid=valid, checkpoint=checkpoint)
         self.fitted.preprocessing |= {"encoding": asdict(data.how), "medians": data.vocab.medians.tolist(), "temperature": _held_out_temperature(self.fitted, data), "label_key": label_key, "bag_size": self.bag_size}
         return self
@@ -205,18 +205,24 @@ def _config(model, data):  # CellTypeConfig of a classifier for some data
     return CellTypeConfig(len(data.vocab.genes), len(data.classes), model.width, model.heads, model.depth, dropout=model.dropout, token_dropout=model.token_dropout, spread=model.spread, bins=model.bins if model.encoding == "bin" else 0,
                           previous=model.previous, positions=data.tokens.shape[-1] if model.positions else 0, skip=model.skip, start=model.start)
 
-# %% ../../nbs/15_celltype.ipynb #15307589
-def _training_tokens(model, adata, label_key, groups, classes, before, layer, folder):  # TokenData of the labelled cells
-    how, label = Encoding(model.encoding, model.context, model.bins, model.previous), check_column(adata.obs, label_key, "label")
-    if not (known := label.notna().to_numpy()).all():
-        log.info("%d of %d cells have no label and are left out", int((~known).sum()), len(known))
-        adata, label, before = adata[known], label[known], None if before is None else before.take(known)
+# %% ../../nbs/15_celltype.ipynb #284f454b
+def _used_cells(adata, label_key, groups, before, train, valid, seed):  # labelled cells of the groups that train or stop: nothing is fitted on others
+    label = check_column(adata.obs, label_key, "label")
+    known = label.notna().to_numpy()
+    if not known.all(): log.info("%d of %d cells have no label and are left out", int((~known).sum()), len(known))
+    who = np.full(adata.n_obs, "", dtype=object)
+    who[known] = cell_blocks(label[known].astype(str), seed=seed) if groups is None else np.asarray(check_column(adata.obs, groups, "obs") if isinstance(groups, str) else groups).astype(str)[known]
+    used = known if train is None else known & np.isin(who.astype(str), [str(g) for g in (*train, *(valid or ()))])
+    return adata[used], who[used].astype(str), None if before is None else before.take(used)
+
+# %% ../../nbs/15_celltype.ipynb #a7a41a18
+def _training_tokens(model, adata, groups, before, label_key, classes, layer, folder, blocks):  # TokenData of the used cells
+    how = Encoding(model.encoding, model.context, model.bins, model.previous)
     if how.previous:
-        if groups is None: raise ValueError(f"cells of one patient share their timepoint before, so blocks of cells would not be held out; name the patients with groups={PATIENT!r}")
+        if blocks: raise ValueError(f"cells of one patient share their timepoint before, so blocks of cells would not be held out; name the patients with groups={PATIENT!r}")
         if LINEAGE in adata.obs: check_lineages(adata, label_key)
         if before is None and "previous" not in adata.layers: before = previous_bags(adata, bag_size=model.bag_size, seed=model.seed)
-    who = cell_blocks(label.astype(str), seed=model.seed) if groups is None else groups
-    given = dict(label_key=label_key, groups=who, classes=classes, previous=before, layer=layer)
+    given = dict(label_key=label_key, groups=groups, classes=classes, previous=before, layer=layer)
     vocab = vocabulary(adata, layer=layer, seed=model.seed)
     if not model.medians: vocab = Vocabulary(vocab.genes, np.ones(len(vocab.genes)))
     data = token_data(adata, vocab, how, **given) if folder is None else open_tokens(write_tokens(adata, folder, vocab, how, **given))
@@ -237,7 +243,7 @@ def _trained(model):  # the Fitted of a classifier, of a file, or itself
     if not isinstance(fitted, Fitted) or getattr(fitted.model, "name", None) != CellTypeTransformer.name: raise TypeError(f"expected a trained CellTypeClassifier, a Fitted of one, or the path of its file; found {type(getattr(fitted, 'model', fitted)).__name__}")
     return fitted
 
-# %% ../../nbs/15_celltype.ipynb #30e6deff
+# %% ../../nbs/15_celltype.ipynb #62257eac
 def celltype_tokens(
     model,  # trained CellTypeClassifier, Fitted, or path
     adata,  # AnnData: counts, or log1p values
@@ -250,8 +256,7 @@ def celltype_tokens(
     fitted = _trained(model)
     kept, how = fitted.preprocessing, Encoding(**fitted.preprocessing["encoding"])
     if how.previous and before is None and "previous" not in adata.layers: before = previous_bags(adata, bag_size=kept["bag_size"], seed=fitted.seed)
-    data = token_data(adata, Vocabulary(fitted.genes, kept["medians"]), how, label_key=label_key, classes=fitted.timepoints, previous=before, layer=layer)
-    return data
+    return token_data(adata, Vocabulary(fitted.genes, kept["medians"]), how, label_key=label_key, classes=fitted.timepoints, previous=before, layer=layer)
 
 # %% ../../nbs/15_celltype.ipynb #f633a183
 def celltype_proba(
