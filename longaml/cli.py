@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['app', 'Cohort', 'Out', 'PatientKey', 'TimepointKey', 'Timepoints', 'CellTypeKey', 'MalignantKey', 'LineageKey',
-           'Seed', 'Resume', 'Debug', 'celltype', 'explain', 'main', 'options', 'run', 'audit', 'published', 'perturb',
-           'gene_modules', 'de', 'network', 'compare', 'make_report', 'train_celltype', 'annotate_celltype', 'demo',
-           'simulate', 'convert']
+           'Seed', 'Resume', 'Debug', 'Layer', 'GeneSymbols', 'ReadOptions', 'celltype', 'explain', 'main', 'options',
+           'read_options', 'reads_cohort', 'run', 'audit', 'published', 'perturb', 'gene_modules', 'de', 'network',
+           'compare', 'make_report', 'train_celltype', 'annotate_celltype', 'demo', 'simulate', 'convert']
 
-# %% ../nbs/40_cli.ipynb #fe29109b
+# %% ../nbs/40_cli.ipynb #ba75bd7b
+import inspect
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ import shutil
 import sys
 import traceback
 import warnings
+from functools import update_wrapper
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -24,7 +26,7 @@ import typer
 
 from . import __version__
 
-# %% ../nbs/40_cli.ipynb #5f2a96c6
+# %% ../nbs/40_cli.ipynb #099658be
 def _as_options(
     text,  # a message of the library
 ) -> str:
@@ -36,6 +38,7 @@ def _as_options(
     text = re.sub(r"\bmin_patients\b", "--min-patients", text)
     text = re.sub(r"\b(Lower )?min_cells\b", lambda m: f"{m[1] or ''}--min-cells", text).replace("n_folds is ", "--folds is ")
     text = re.sub(r"\b(patient|timepoint|cell_type|malignant|lineage|perturbation|batch|label|sample|donor)_key=(\.\.\.( (?=\.))?)?", lambda m: f"--{m[1].replace('_', '-')}-key COLUMN", text)
+    text = re.sub(r"\b(layer|gene_symbols)=(\.\.\.( (?=\.))?)?", lambda m: f"--{m[1].replace('_', '-')} {'NAME' if m[1] == 'layer' else 'COLUMN'}", text)
     return re.sub(r"\btimepoints=\[([^\]]+)\]", times, text)
 
 # %% ../nbs/40_cli.ipynb #faffecbf
@@ -119,7 +122,7 @@ def _given(
     "What the user said; the library's defaults hold for the rest."
     return {k: v for k, v in options.items() if v is not None}
 
-# %% ../nbs/40_cli.ipynb #45e87b47
+# %% ../nbs/40_cli.ipynb #26b11393
 Cohort = Annotated[Path, typer.Argument(metavar="COHORT", show_default=False, help="GEO .tar or the folder of its files, .h5ad, or a folder of 10x folders with a sample sheet.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", show_default=False, help="Folder for the results; new or empty.")]
 PatientKey = Annotated[Optional[str], typer.Option("--patient-key", metavar="COLUMN", help="Column that names the patient.")]
@@ -131,18 +134,45 @@ LineageKey = Annotated[Optional[str], typer.Option("--lineage-key", metavar="COL
 Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Every random number follows from it.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder, if it is the same run.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Layer = Annotated[Optional[str], typer.Option("--layer", metavar="NAME", help="Layer with the counts (.h5ad).")]
+GeneSymbols = Annotated[Optional[str], typer.Option("--gene-symbols", metavar="COLUMN", help="Column of var to name genes by (.h5ad).")]
+ReadOptions = dict  # the keyword arguments of la.read_cohort that the user gave
 
-# %% ../nbs/40_cli.ipynb #90a7ea18
+# %% ../nbs/40_cli.ipynb #a89dbd0a
+def read_options(
+    patient_key: PatientKey = None,      # column of patients
+    timepoint_key: TimepointKey = None,  # column of timepoints
+    timepoints: Timepoints = None,       # in order of time
+    cell_type_key: CellTypeKey = None,   # column of cell types
+    malignant_key: MalignantKey = None,  # column of malignancy
+    lineage_key: LineageKey = None,      # column of lineages
+    layer: Layer = None,                 # layer with the counts
+    gene_symbols: GeneSymbols = None,    # column of var to name genes by
+) -> dict:
+    "How a cohort is read: what the user said of it."
+    return _given(**locals())
+
+# %% ../nbs/40_cli.ipynb #ad587dcf
+def reads_cohort(
+    command,  # function with a parameter `read`
+):  # the same command with the options of `read_options`
+    "Give a command the options that say how its cohort is read."
+    shared = inspect.signature(read_options).parameters
+    def called(**given): return command(read=read_options(**{k: given.pop(k) for k in shared}), **given)
+    own = [p.replace(kind=p.KEYWORD_ONLY) for p in inspect.signature(command).parameters.values()]
+    at = [p.name for p in own].index("read")
+    own[at:at + 1] = [p.replace(kind=p.KEYWORD_ONLY) for p in shared.values()]
+    update_wrapper(called, command).__signature__ = inspect.Signature(own)
+    called.__annotations__ = {p.name: p.annotation for p in own}
+    return called
+
+# %% ../nbs/40_cli.ipynb #de36d900
 @app.command(short_help="Evaluate, rank genes against a null, audit the ranking.")
+@reads_cohort
 def run(
     cohort: Cohort,                       # what to read
     out: Out,                             # where results go
-    patient_key: PatientKey = None,       # column of patients
-    timepoint_key: TimepointKey = None,   # column of timepoints
-    timepoints: Timepoints = None,        # in order of time
-    cell_type_key: CellTypeKey = None,    # column of cell types
-    malignant_key: MalignantKey = None,   # column of malignancy
-    lineage_key: LineageKey = None,       # column of lineages
+    read: ReadOptions,                    # how the cohort is read
     task: Annotated[str, typer.Option(metavar="A,B,C", callback=_names, help="What is predicted: state (the timepoint of a bag of cells), forecast (the change to the last timepoint), impute (the timepoints in between).")] = "state",
     models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="Models to compare: majority, patient_lineage, technical (always run), logistic, paired_de, transformer (these, if left out), lstm, bilstm, scbmlp, bayesian_ridge, nmf, network_degree, network_bdm, network_pair.")] = None,
     nulls: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="Permutations of libraries per ranking; 20 if left out (200 for paired_de at least). Each retrains every model on every fold, networks for 10 epochs; for accuracy they stop early.")] = None,
@@ -153,7 +183,6 @@ def run(
     debug: Debug = False,                 # read by main
 ):
     "Evaluate models on held-out patients, rank genes against a null, audit the ranking (la.run_cohort)."
-    read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
     from longaml.evaluation import run_cohort
     typer.echo(run_cohort(cohort, out, read=read, task=task, models=models, nulls=nulls, seed=seed, device=device, resume=resume)["summary"])
     if report: _report(out)
@@ -163,36 +192,27 @@ def _report(folder):  # the report of a run, or a line that says why there is no
     from longaml.report import report_or_say
     typer.echo(report_or_say(folder))
 
-# %% ../nbs/40_cli.ipynb #eae109b7
+# %% ../nbs/40_cli.ipynb #28c463f1
 @app.command(short_help="Say what explains a ranking made elsewhere.")
+@reads_cohort
 def audit(
     ranking: Annotated[Path, typer.Argument(metavar="RANKING.csv", show_default=False, help="Table with the columns gene and score; made by longaml or elsewhere.")],
     cohort: Annotated[Path, typer.Option("--cohort", metavar="PATH", show_default=False, help="The cohort that the ranking is about.")],
     out: Out,                             # where results go
-    patient_key: PatientKey = None,       # column of patients
-    timepoint_key: TimepointKey = None,   # column of timepoints
-    timepoints: Timepoints = None,        # in order of time
-    cell_type_key: CellTypeKey = None,    # column of cell types
-    malignant_key: MalignantKey = None,   # column of malignancy
-    lineage_key: LineageKey = None,       # column of lineages
+    read: ReadOptions,                    # how the cohort is read
     debug: Debug = False,                 # read by main
 ):
     "Say what explains a ranking: abundance, depth, composition, chance (la.audit_csv)."
-    read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
     from longaml.evaluation import audit_csv
     typer.echo(audit_csv(ranking, cohort, out, read=read)["summary"])
 
-# %% ../nbs/40_cli.ipynb #5c8e885c
+# %% ../nbs/40_cli.ipynb #995c366b
 @app.command(short_help="The published protocol on your cohort, audited.")
+@reads_cohort
 def published(
     cohort: Cohort,                       # what to read
     out: Out,                             # where results go
-    patient_key: PatientKey = None,       # column of patients
-    timepoint_key: TimepointKey = None,   # column of timepoints
-    timepoints: Timepoints = None,        # in order of time
-    cell_type_key: CellTypeKey = None,    # column of cell types
-    malignant_key: MalignantKey = None,   # column of malignancy
-    lineage_key: LineageKey = None,       # column of lineages
+    read: ReadOptions,                    # how the cohort is read
     models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="Of transformer, lstm, bilstm; all, if left out.")] = None,
     epochs: Annotated[int, typer.Option(metavar="N", min=1, help="Passes over the genes; 50 as published.")] = 50,
     seed: Seed = 0,                       # of everything random
@@ -201,11 +221,10 @@ def published(
     debug: Debug = False,                 # read by main
 ):
     "Run the published protocol (genes as samples, random labels) exactly, and say what its rankings measure (la.run_published)."
-    read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
     from longaml.published import run_published
     typer.echo(run_published(cohort, out, read=read, models=models, epochs=epochs, seed=seed, device=device, resume=resume)["summary"])
 
-# %% ../nbs/40_cli.ipynb #c9e9c502
+# %% ../nbs/40_cli.ipynb #17515bad
 @app.command(short_help="Predict unseen perturbations of a Perturb-seq screen, and judge it.")
 def perturb(
     screen: Annotated[Path, typer.Argument(metavar="DATA.h5ad", show_default=False, help="Perturb-seq counts, cells x genes.")],
@@ -214,7 +233,7 @@ def perturb(
     control: Annotated[Optional[str], typer.Option(metavar="LABEL", help="Label of unperturbed cells; 'control' if left out.")] = None,
     batch_key: Annotated[Optional[str], typer.Option(metavar="COLUMN", help="Column that names the batch; perturbed cells are compared with controls of their own.")] = None,
     separator: Annotated[Optional[str], typer.Option(metavar="TEXT", help="Between the members of a combination; '+' if left out.")] = None,
-    layer: Annotated[Optional[str], typer.Option(metavar="NAME", help="Layer with the counts.")] = None,
+    layer: Layer = None,                  # layer with the counts
     models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="no_change, mean, additive, nearest (always run), lgem, cross_attention (these too, if left out), lgem_random, lgem_identity, lgem_fixed, lgem_learnable, lgem_nonlinear, lgem_learnable_nonlinear.")] = None,
     folds: Annotated[str, typer.Option(metavar="N", help="Folds over perturbed genes, or leave_one_out.")] = "5",
     min_cells: Annotated[int, typer.Option(metavar="N", min=1, help="Perturbations with fewer cells are left out.")] = 10,
@@ -228,7 +247,7 @@ def perturb(
     from longaml.perturbation_evaluation import run_perturb
     typer.echo(run_perturb(screen, out, read=read, models=models, n_folds=folds, min_cells=min_cells, seed=seed, device=device, resume=resume)["summary"])
 
-# %% ../nbs/40_cli.ipynb #48f98b14
+# %% ../nbs/40_cli.ipynb #feaf2e4b
 @app.command("modules", short_help="Gene modules and pairs of a bilinear MLP, against their nulls.")
 def gene_modules(
     cells: Annotated[Path, typer.Argument(metavar="DATA.h5ad", show_default=False, help="Labelled cells x genes.")],
@@ -236,7 +255,7 @@ def gene_modules(
     out: Out,                             # where results go
     patient_key: Annotated[Optional[str], typer.Option(metavar="COLUMN", help="Column that names the patient; 'patient' if there is one, else blocks of cells are held out.")] = None,
     sample_key: Annotated[Optional[str], typer.Option(metavar="COLUMN", help="Column that names the library; 'sample' if there is one.")] = None,
-    layer: Annotated[Optional[str], typer.Option(metavar="NAME", help="Layer with the counts.")] = None,
+    layer: Layer = None,                  # layer with the counts
     genes: Annotated[int, typer.Option(metavar="N", min=2, help="Most variable genes that are read.")] = 2000,
     pair_genes: Annotated[int, typer.Option(metavar="N", min=2, max=500, help="Most variable genes whose pairs are asked about.")] = 100,
     nulls: Annotated[int, typer.Option(metavar="N", min=1, help="Retrainings with permuted labels, and with permuted genes; more than 10 to call what stands alone.")] = 12,
@@ -250,17 +269,13 @@ def gene_modules(
     found = run_modules(cells, out, label_key=label_key, patient_key=patient_key, sample_key=sample_key, layer=layer, n_genes=genes, pair_genes=pair_genes, nulls=nulls, seed=seed, device=device, resume=resume)
     typer.echo(found["summary"])
 
-# %% ../nbs/40_cli.ipynb #c19c6225
+# %% ../nbs/40_cli.ipynb #3529881e
 @app.command(short_help="Paired differential expression of every contrast and lineage, audited.")
+@reads_cohort
 def de(
     cohort: Cohort,                       # what to read
     out: Out,                             # where results go
-    patient_key: PatientKey = None,       # column of patients
-    timepoint_key: TimepointKey = None,   # column of timepoints
-    timepoints: Timepoints = None,        # in order of time
-    cell_type_key: CellTypeKey = None,    # column of cell types
-    malignant_key: MalignantKey = None,   # column of malignancy
-    lineage_key: LineageKey = None,       # column of lineages
+    read: ReadOptions,                    # how the cohort is read
     min_cells: Annotated[int, typer.Option(metavar="N", min=1, help="A library with fewer cells of a lineage is missing there.")] = 20,
     min_patients: Annotated[int, typer.Option(metavar="N", min=2, help="A lineage with fewer patients is not tested.")] = 3,
     seed: Seed = 0,                       # of everything random
@@ -268,22 +283,17 @@ def de(
     debug: Debug = False,                 # read by main
 ):
     "Test every gene between timepoints with the patient as its own control, in every lineage, and audit the result (la.run_de)."
-    read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
     from longaml.expression_evaluation import run_de
     typer.echo(run_de(cohort, out, read=read, min_cells=min_cells, min_patients=min_patients, seed=seed, resume=resume)["summary"])
 
-# %% ../nbs/40_cli.ipynb #f8b7c732
+# %% ../nbs/40_cli.ipynb #7a11c67a
 @app.command(short_help="Correlation networks, what deleting a gene does, and what changes over time.")
+@reads_cohort
 def network(
     cohort: Cohort,                       # what to read
     out: Out,                             # where results go
+    read: ReadOptions,                    # how the cohort is read
     genes: Annotated[str, typer.Option(metavar="FILE|top:N", help="File with one gene a line, or the N most variable; 4 to 1,000.")] = "top:200",
-    patient_key: PatientKey = None,       # column of patients
-    timepoint_key: TimepointKey = None,   # column of timepoints
-    timepoints: Timepoints = None,        # in order of time
-    cell_type_key: CellTypeKey = None,    # column of cell types
-    malignant_key: MalignantKey = None,   # column of malignancy
-    lineage_key: LineageKey = None,       # column of lineages
     method: Annotated[str, typer.Option(metavar="NAME", help="spearman or pearson.")] = "spearman",
     density: Annotated[float, typer.Option(metavar="SHARE", help="Share of pairs that are edges.")] = 0.05,
     nulls: Annotated[int, typer.Option(metavar="N", min=1, help="Permutations of libraries, and graphs of each null.")] = 100,
@@ -292,21 +302,16 @@ def network(
     debug: Debug = False,                 # read by main
 ):
     "Correlation networks of a gene set at each timepoint, what deleting a gene takes from their complexity, and which genes are connected differently, each against its null (la.run_network)."
-    read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
     from longaml.network_evaluation import run_network
     typer.echo(run_network(cohort, out, read=read, genes=genes, method=method, density=density, nulls=nulls, seed=seed, resume=resume)["summary"])
 
-# %% ../nbs/40_cli.ipynb #2f7ca31c
+# %% ../nbs/40_cli.ipynb #98065a87
 @app.command(short_help="Every model under the same folds, with paired differences.")
+@reads_cohort
 def compare(
     cohort: Cohort,                       # what to read
     out: Annotated[Path, typer.Option("--out", metavar="DIR", show_default=False, help="Folder for the results; new, empty, or of an earlier comparison, whose pieces are used again.")],
-    patient_key: PatientKey = None,       # column of patients
-    timepoint_key: TimepointKey = None,   # column of timepoints
-    timepoints: Timepoints = None,        # in order of time
-    cell_type_key: CellTypeKey = None,    # column of cell types
-    malignant_key: MalignantKey = None,   # column of malignancy
-    lineage_key: LineageKey = None,       # column of lineages
+    read: ReadOptions,                    # how the cohort is read
     tasks: Annotated[str, typer.Option(metavar="A,B,C", callback=_names, help="Of state, forecast, impute.")] = "state,forecast",
     models: Annotated[Optional[str], typer.Option(metavar="A,B,C", callback=_names, help="logistic, bayesian_ridge, nmf, rank_tokens, transformer, lstm, bilstm, scbmlp, ridge; all that fit a task, if left out. Floors are always run.")] = None,
     seed: Seed = 0,                       # of everything random
@@ -314,7 +319,6 @@ def compare(
     debug: Debug = False,                 # read by main
 ):
     "Judge every model on the same held-out patients and compare them in pairs; repeated, it computes only what is not there yet (la.run_comparison)."
-    read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
     from longaml.comparison import run_comparison
     typer.echo(run_comparison(cohort, out, read=read, models=models, tasks=tasks, seed=seed, device=device)["summary"])
 
@@ -333,7 +337,7 @@ def make_report(
 celltype = typer.Typer(help="Name cell types with a rank-token Transformer: train, annotate.", rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 app.add_typer(celltype, name="celltype", short_help="Name cell types with a rank-token Transformer: train, annotate.")
 
-# %% ../nbs/40_cli.ipynb #17892741
+# %% ../nbs/40_cli.ipynb #763647dd
 @celltype.command("train", short_help="Judge a model on held-out donors beside simple methods, and train it.")
 def train_celltype(
     cells: Annotated[Path, typer.Argument(metavar="DATA.h5ad", show_default=False, help="Labelled cells x genes; with --previous a cohort.")],
@@ -346,7 +350,7 @@ def train_celltype(
     timepoint_key: TimepointKey = None,   # column of timepoints, with --previous
     timepoints: Timepoints = None,        # in order of time, with --previous
     lineage_key: LineageKey = None,       # column of lineages, with --previous
-    layer: Annotated[Optional[str], typer.Option(metavar="NAME", help="Layer with the counts.")] = None,
+    layer: Layer = None,                  # layer with the counts
     folds: Annotated[int, typer.Option(metavar="N", min=2, help="Folds of donors, or of blocks of cells.")] = 5,
     epochs: Annotated[Optional[int], typer.Option(metavar="N", min=1, help="Passes over the cells at most; 30 if left out.")] = None,
     seed: Seed = 0,                       # of everything random
@@ -360,7 +364,7 @@ def train_celltype(
     from longaml.celltype_evaluation import run_celltype
     typer.echo(run_celltype(cells, out, label_key=label_key, donor_key=donor_key, encoding=encoding, context=context, previous=previous, layer=layer, read=read, n_folds=folds, epochs=epochs, seed=seed, device=device, resume=resume)["summary"])
 
-# %% ../nbs/40_cli.ipynb #0ccca6f4
+# %% ../nbs/40_cli.ipynb #d68b5ad5
 @celltype.command("annotate", short_help="Name the types of cells with a trained model.")
 def annotate_celltype(
     cells: Annotated[Path, typer.Argument(metavar="DATA.h5ad", show_default=False, help="Cells x genes; a cohort for a model with the timepoint before.")],
@@ -371,7 +375,7 @@ def annotate_celltype(
     timepoint_key: TimepointKey = None,   # column of timepoints, for a model with the timepoint before
     timepoints: Timepoints = None,        # in order of time, for a model with the timepoint before
     lineage_key: LineageKey = None,       # column of lineages, for a model with the timepoint before
-    layer: Annotated[Optional[str], typer.Option(metavar="NAME", help="Layer with the counts.")] = None,
+    layer: Layer = None,                  # layer with the counts
     debug: Debug = False,                 # read by main
 ):
     "Write the cells with obs['celltype_predicted'] and obs['celltype_probability'] (la.annotate)."
@@ -433,21 +437,16 @@ def simulate(
     _write_simulated(adata, out.resolve(), seed)
     typer.echo(f"wrote {adata.n_obs:,} cells x {adata.n_vars:,} genes of {adata.obs['patient'].nunique()} patients in {adata.obs['sample'].nunique()} samples, and truth.csv, to {out}")
 
-# %% ../nbs/40_cli.ipynb #9f112149
+# %% ../nbs/40_cli.ipynb #b6a7d656
 @app.command(short_help="Write a cohort as one .h5ad file.")
+@reads_cohort
 def convert(
     cohort: Cohort,                       # what to read
     out: Annotated[Path, typer.Argument(metavar="OUT.h5ad", show_default=False, help="File to write; must not exist.")],
-    patient_key: PatientKey = None,       # column of patients
-    timepoint_key: TimepointKey = None,   # column of timepoints
-    timepoints: Timepoints = None,        # in order of time
-    cell_type_key: CellTypeKey = None,    # column of cell types
-    malignant_key: MalignantKey = None,   # column of malignancy
-    lineage_key: LineageKey = None,       # column of lineages
+    read: ReadOptions,                    # how the cohort is read
     debug: Debug = False,                 # read by main
 ):
     "Write a cohort as one .h5ad file that scanpy and longaml read (la.read_cohort, la.save_cohort)."
-    read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, cell_type_key=cell_type_key, malignant_key=malignant_key, lineage_key=lineage_key)
     if out.suffix != ".h5ad": raise ValueError(f"the output is {out.name!r}; give a name that ends in .h5ad.")
     if out.exists(): raise FileExistsError(f"{str(out)!r} exists and is not overwritten; give another name, or remove it first.")
     from longaml.reading import read_cohort, save_cohort

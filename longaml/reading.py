@@ -648,7 +648,14 @@ def _read_tar(path, how):
         if not any(GEO_NAME.match(f.name) for f in files): raise FileNotFoundError(f"{path.name} has no {GEO_HINT}; it has: {listing(f.name for f in files)}")
         return _read_geo(files, **how)
 
-# %% ../nbs/02_reading.ipynb #20be34b1
+# %% ../nbs/02_reading.ipynb #ccbaa75c
+def _check_source(path, **chosen):  # the path; `chosen` are options that only an .h5ad has
+    if not path.exists(): raise FileNotFoundError(f"{path} does not exist. la.fetch_gse235063(folder) downloads the reference cohort; la.simulate_cohort() makes one.")
+    said = [f"{k}=..." for k, v in chosen.items() if v is not None]
+    if said and path.suffix != ".h5ad": raise ValueError(f"{' and '.join(said)} can be chosen for an .h5ad only; {path.name} has one matrix, with genes named as its files name them. Leave it out.")
+    return path
+
+# %% ../nbs/02_reading.ipynb #5ba7c4ad
 def read_cohort(
     path,                # a GEO .tar or the folder of its files, an .h5ad, a folder of 10x folders with a sample sheet, or the sheet
     *,
@@ -663,8 +670,7 @@ def read_cohort(
     lineage_key=None,    # column to follow over time; None: cell type split by malignant
 ):  # AnnData in longaml's contract
     "A longitudinal cohort from files; sparse from end to end, one library at a time."
-    path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f"{path} does not exist. la.fetch_gse235063(folder) downloads the reference cohort; la.simulate_cohort() makes one.")
+    path = _check_source(Path(path), layer=layer, gene_symbols=gene_symbols)
     keys = {PATIENT: patient_key, TIMEPOINT: timepoint_key, CELL_TYPE: cell_type_key, MALIGNANT: malignant_key, LINEAGE: lineage_key}
     how = dict(keys=keys, timepoints=_names(timepoints), genes=check_choice(genes, ("union", "intersection"), "genes"), source=path.name)
     if path.is_dir(): return _read_folder(path, how)

@@ -74,6 +74,20 @@ def test_run_hands_over_what_was_given(evaluation, capsys):
                                                                      models=["logistic", "paired_t"], nulls=30, seed=4, device="cpu", resume=True))]
     assert capsys.readouterr().out == "summary of run_cohort\n"
 
+def test_every_command_that_reads_a_cohort_has_the_same_options(capsys):
+    shared = "--patient-key --timepoint-key --timepoints --cell-type-key --malignant-key --lineage-key --layer --gene-symbols"
+    for command in ("run", "audit", "published", "de", "network", "compare", "convert"):
+        assert main([command, "--help"]) == 0
+        said = capsys.readouterr().out.split()
+        assert [o for o in said if o in shared.split()] == shared.split(), command
+
+def test_layer_and_symbols_are_handed_over(evaluation):
+    assert main("run c.h5ad --out o --layer raw --gene-symbols symbol --no-report".split()) == 0
+    assert evaluation.calls[0][2]["read"] == {"layer": "raw", "gene_symbols": "symbol"}
+
+def test_keyword_arguments_are_named_as_options():
+    assert explain(ValueError("Name a layer with layer=... and genes with gene_symbols=..."))[0].startswith("Name a layer with --layer NAME and genes with --gene-symbols COLUMN")
+
 def test_defaults_leave_choices_to_the_library(evaluation):
     assert main("run c.tar --out o --no-report".split()) == main("demo --no-report".split()) == main("audit r.csv --cohort c --out o --timepoints A,B".split()) == 0
     assert evaluation.calls == [("run_cohort", ["c.tar", "o"], dict(read={}, task=["state"], models=None, nulls=None, seed=0, device="auto", resume=False)),
