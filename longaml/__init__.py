@@ -41,19 +41,19 @@ _NAMES |= {
     "perturbation_evaluation": "evaluate_perturbations run_perturb predictor chosen_predictors",
 }
 
-# %% ../nbs/50_init.ipynb #19bcbd3b
+# %% ../nbs/50_init.ipynb #6344f2d5
 _NAMES |= {
     "models.scbmlp": "ScBMLP ScBMLPConfig ScBMLPClassifier ScBMLPRegressor cell_data CellData cell_blocks recall_table graph_frequencies held_out_r2 response_embedding",
     "modules": "interactions QuadraticForm interaction top_pairs write_modules accuracy_by_modules pair_test product_test pair_cells pair_precision eigenvalue_test module_stability subspace_overlap correlation_modules jaccard enrichment plot_spectrum plot_modules plot_network module_activity plot_activity",
-    "module_evaluation": "run_modules labelled_cells evaluate_cells cell_scores module_tables pair_tables",
+    "module_evaluation": "run_modules labelled_cells evaluate_cells logistic_proba cell_scores module_tables pair_tables",
 }
 
-# %% ../nbs/50_init.ipynb #97d9893b
+# %% ../nbs/50_init.ipynb #69012561
 _NAMES |= {
     "celltype_simulation": "simulate_types typed_config_for TypedCellsConfig TYPED_PRESETS",
     "tokens": "Vocabulary vocabulary Encoding encode rank_tokens value_bins TokenData token_data write_tokens open_tokens Previous previous_bags check_lineages",
     "models.celltype": "CellTypeTransformer CellTypeConfig CellTypeClassifier annotate celltype_proba celltype_tokens token_contributions class_gene_scores celltype_genes",
-    "celltype_evaluation": "run_celltype annotate_file judge_celltypes evaluate_celltypes celltype_scores calibration_table calibration_error plot_confusion plot_calibration",
+    "celltype_evaluation": "run_celltype annotate_file judge_celltypes evaluate_celltypes celltype_scores like_for_like calibration_table calibration_error plot_confusion plot_calibration",
     "networks": "correlation_matrix correlation_test library_profiles adjacency centralities compare_networks bdm node_impact edge_impact rank_by_impact random_graph rewired_graph network_change_scorer change_rows rank_network_change library_correlations pair_changes plot_adjacency plot_degree_impact",
     "network_evaluation": "run_network",
     "factors": "fit_factors Factors activities factor_stability chosen_k leading_genes factor_changes plot_factor_stability plot_factor_changes bayesian_ridge Posterior BayesianRidge coefficient_table FactorModel",
@@ -74,3 +74,17 @@ def __getattr__(name):
     raise AttributeError(f"longaml has no {name!r}." + (f" Did you mean {close[0]!r}?" if close else " dir(longaml) lists what there is."))
 
 def __dir__(): return sorted([*globals(), *__all__])
+
+# %% ../nbs/50_init.ipynb #6446ee00
+def _link_names(cell):  # a notebook cell, changed in place, when the site is made
+    if cell.cell_type != "markdown": return
+    import re
+    from nbdev.doclinks import NbdevLookup
+    doc, fenced, lines = NbdevLookup().doc, False, cell.source.splitlines()
+    def link(m):
+        address = m[2] in _MODULES and doc(f"longaml.{_MODULES[m[2]]}.{m[2]}")
+        return f"[{m[0]}]({address})" if address else m[0]
+    for i, line in enumerate(lines):
+        fenced ^= line.startswith("```")
+        if not fenced and not line.startswith(("#", "    ", "```")): lines[i] = re.sub(r"(?<!\[)(`la\.(\w+)(?:\.\w+)*(?:\([^`]*\))?`)(?!\])", link, line)
+    cell.source = "\n".join(lines)

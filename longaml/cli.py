@@ -364,13 +364,14 @@ def train_celltype(
     from longaml.celltype_evaluation import run_celltype
     typer.echo(run_celltype(cells, out, label_key=label_key, donor_key=donor_key, encoding=encoding, context=context, previous=previous, layer=layer, read=read, n_folds=folds, epochs=epochs, seed=seed, device=device, resume=resume)["summary"])
 
-# %% ../nbs/40_cli.ipynb #d68b5ad5
+# %% ../nbs/40_cli.ipynb #63d03a30
 @celltype.command("annotate", short_help="Name the types of cells with a trained model.")
 def annotate_celltype(
     cells: Annotated[Path, typer.Argument(metavar="DATA.h5ad", show_default=False, help="Cells x genes; a cohort for a model with the timepoint before.")],
     model: Annotated[Path, typer.Option("--model", metavar="MODEL_DIR", show_default=False, help="Folder that longaml celltype train wrote.")],
     out: Annotated[Path, typer.Option("--out", metavar="OUT.h5ad", show_default=False, help="File to write; must not exist.")],
     threshold: Annotated[float, typer.Option(metavar="P", min=0, max=1, help="Cells whose best type is less probable are called unknown.")] = 0.5,
+    prior: Annotated[str, typer.Option(metavar="NAME", help="How common types are: balanced (all alike), or training (as among the training cells).")] = "balanced",
     patient_key: PatientKey = None,       # column of patients, for a model with the timepoint before
     timepoint_key: TimepointKey = None,   # column of timepoints, for a model with the timepoint before
     timepoints: Timepoints = None,        # in order of time, for a model with the timepoint before
@@ -381,7 +382,7 @@ def annotate_celltype(
     "Write the cells with obs['celltype_predicted'] and obs['celltype_probability'] (la.annotate)."
     read = _given(patient_key=patient_key, timepoint_key=timepoint_key, timepoints=timepoints, lineage_key=lineage_key)
     from longaml.celltype_evaluation import annotate_file
-    typer.echo(annotate_file(cells, model, out, threshold=threshold, layer=layer, read=read)["summary"])
+    typer.echo(annotate_file(cells, model, out, threshold=threshold, prior=prior, layer=layer, read=read)["summary"])
 
 # %% ../nbs/40_cli.ipynb #6eb137e6
 @app.command(short_help="Everything on a simulated cohort of 28 patients.")

@@ -7,7 +7,7 @@ __all__ = ['RANK_TRAINING', 'MAKERS', 'MODELS', 'FLOORS_OF', 'REGRESSION', 'METR
            'compared_models', 'weights', 'cohort_hash', 'Pieces', 'evaluate', 'signed_rank', 'compare',
            'plot_comparison', 'driver_recovery', 'plot_recovery', 'call_recovery', 'comparison_lines', 'run_comparison']
 
-# %% ../nbs/38_comparison.ipynb #cb268842
+# %% ../nbs/38_comparison.ipynb #46e94d46
 import hashlib
 import json
 import math
@@ -31,7 +31,7 @@ from .models.celltype import CELLTYPE_TRAINING, CellTypeConfig, CellTypeTransfor
 from .models.scbmlp import class_loss
 from .networks import change_rows, most_variable, network_change_scorer
 from .preprocessing import bags, patient_folds, pseudobulk, state_sets
-from .runs import Run, _leftovers, _manifest, _write_json, check_writable, checksum, load_result, save_result, versions
+from .runs import Run, check_writable, load_result, save_result, versions
 from .simulation import EVALUATION_SEEDS, NULL_SEEDS, simulate_cohort
 from .tokens import Encoding, TokenData, Vocabulary, encode
 from .training import Fitted, fit
@@ -401,21 +401,6 @@ def call_recovery(
             rows.append((s, m, n, hits, (n - hits) / max(n, 1), *(stable.get(c, math.nan) for c in ("index", "low", "high", "null_high"))))
     return pd.DataFrame(rows, columns=["seed", "method", "called", "planted", "false_share", "index", "low", "high", "null_high"])
 
-# %% ../nbs/38_comparison.ipynb #569ca94b
-class _Comparison(Run):
-    "A run directory that may be asked again for other models: what it holds of an earlier comparison is replaced."
-    def __init__(self, out, *, params, inputs, seed):
-        self.out, self.begun, self.timings = Path(out), False, {}
-        old = _manifest(self.out, True)
-        if old and old.get("command") != "compare": raise FileExistsError(f"the folder {str(self.out)!r} holds the results of longaml {old.get('command')}. Give an empty or new folder, or that of an earlier comparison.")
-        check_writable(self.out)
-        for p in _leftovers(self.out): p.unlink()
-        self.record = {"command": "compare", "params": params, "seed": int(seed), "inputs": [{"path": str(p), "sha256": checksum(p, skip=[out])} for p in inputs], "versions": versions(), "status": "running"}
-
-    def _begin(self):  # the manifest of this call, before its first result
-        if not self.begun: _write_json(self.out/"run.json", self.record)
-        self.begun = True
-
 # %% ../nbs/38_comparison.ipynb #c5037aa0
 _VERBS = {"beats": "beat", "is not told apart from": "not told apart from", "loses to": "lose to", "too few patients": "too few patients beside"}
 
@@ -442,7 +427,7 @@ def comparison_lines(
     lines.append(f"differences are means over patients [95% interval of one comparison, Student's t]; q: Wilcoxon's signed-rank test, from {LEAST} patients on, adjusted over the models beside one reference in one contrast (Benjamini and Hochberg)")
     return lines + [f"note: {n}" for n in table.attrs.get("notes", [])] + ["LGEM and the cross-attention Transformer predict perturbations: longaml perturb compares them"]
 
-# %% ../nbs/38_comparison.ipynb #b91f4be9
+# %% ../nbs/38_comparison.ipynb #f47c2c5a
 def run_comparison(
     path,  # a cohort on disk; see read_cohort
     out,   # folder: new, empty, or of an earlier comparison
@@ -456,9 +441,9 @@ def run_comparison(
 ) -> dict:  # "comparison" and "differences" tables, "summary"
     "Read a cohort and leave the comparison of all models, its differences, figures and a summary in a folder."
     from longaml.reading import read_cohort
-    run = _Comparison(out, params={"models": compared_models(tasks, models), "n_genes": int(n_genes), "device": device_for(device), "read": read or {}}, inputs=[path], seed=seed)
+    run = Run(out, command="compare", renew=True, params={"models": compared_models(tasks, models), "n_genes": int(n_genes), "device": device_for(device), "read": read or {}}, inputs=[path], seed=seed)
     adata = read_cohort(path, **(read or {}))
-    table = evaluate(adata, models=models, tasks=tasks, out=Pieces(Path(out)/"pieces", begin=run._begin), n_genes=n_genes, seed=seed, device=device)
+    table = evaluate(adata, models=models, tasks=tasks, out=Pieces(Path(out)/"pieces", begin=run.begin), n_genes=n_genes, seed=seed, device=device)
     differences = compare(table)
     run.table("comparison.csv", table)
     run.table("differences.csv", differences)

@@ -83,17 +83,19 @@ def evaluate_cells(
     truth, classes = adata.obs["label"].astype(str), list(adata.obs["label"].cat.categories)
     return pd.concat([cell_scores(m, truth, s.astype(str), classes, adata.obs[PATIENT].to_numpy()) for m, s in said.items()], ignore_index=True)
 
-# %% ../nbs/33_module_evaluation.ipynb #be752ee0
+# %% ../nbs/33_module_evaluation.ipynb #2db01f58
 def logistic_proba(
     x,    # (cells, genes) log-normalised values of the training cells
     y,    # (cells,) their classes
     new,  # (others, genes) values of other cells
+    *,
+    balanced=False,  # classes weigh the same; otherwise cells do
 ) -> pd.DataFrame:  # others x classes
     "Probabilities of logistic regression on values scaled by their largest."
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import MaxAbsScaler
     scale = MaxAbsScaler().fit(x)
-    net = LogisticRegression(C=1.0, max_iter=300).fit(scale.transform(x), y)
+    net = LogisticRegression(C=1.0, max_iter=300, class_weight="balanced" if balanced else None).fit(scale.transform(x), y)
     return pd.DataFrame(net.predict_proba(scale.transform(new)), columns=net.classes_)
 
 def _fold_answers(train, test, hidden, centre, seed, device):  # {model: classes of the test cells}

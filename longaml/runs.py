@@ -153,6 +153,18 @@ def _manifest(
     except FileNotFoundError: raise ValueError(f"the folder {str(out)!r} holds {listing(found, 4)} but no run.json, so there is no run to resume. Give an empty or new folder.") from None
     except ValueError: raise ValueError(f"{str(out/'run.json')!r} is damaged, so the run cannot be resumed. Start afresh in a new folder.") from None
 
+# %% ../nbs/07_runs.ipynb #54256508
+def _earlier(
+    out,      # the run directory
+    command,  # what is run now
+    resume,   # go on with the same run
+    renew,    # replace what an earlier run of the command left
+):  # the manifest to go on from, or None
+    "What a run goes on from; raises where `out` must not be used."
+    old = _manifest(out, resume or renew)
+    if renew and old and old.get("command") != command: raise FileExistsError(f"the folder {str(out)!r} holds the results of longaml {old.get('command')}. Give an empty or new folder, or that of an earlier longaml {command}.")
+    return None if renew else old
+
 # %% ../nbs/07_runs.ipynb #cb6604a3
 def _same_run(
     old,  # manifest of the folder
@@ -196,7 +208,7 @@ def check_out(
     _manifest(Path(out), False)
     check_writable(Path(out))
 
-# %% ../nbs/07_runs.ipynb #fd5b544f
+# %% ../nbs/07_runs.ipynb #25d7203b
 class Run:
     "A folder of results that a killed run can be resumed from. Nothing is written before the first result."
     def __init__(
@@ -208,17 +220,17 @@ class Run:
         inputs=(),      # files and folders read, recorded by checksum
         seed=0,         # the user's seed
         resume=False,   # go on with the run in `out`, if there is one
+        renew=False,    # an earlier run of this command may have been asked something else: its results are replaced one by one
     ):
-        self.out, self.timings, self._done = Path(out), {}, set()
-        old = _manifest(self.out, resume)
+        self.out, self.timings, self._done, self._begun = Path(out), {}, set(), False
+        old = _earlier(self.out, command, resume, renew)
         params = json.loads(json.dumps(params, default=lambda v: v.item() if isinstance(v, np.generic) else str(v)))
-        files = [{"path": str(p), "sha256": checksum(p, skip=[out])} for p in inputs]
-        self.record = {"command": command, "params": params, "seed": int(seed), "inputs": files, "versions": versions(), "status": "running"}
+        self.record = {"command": command, "params": params, "seed": int(seed), "inputs": [{"path": str(p), "sha256": checksum(p, skip=[out])} for p in inputs], "versions": versions(), "status": "running"}
         if old: _same_run(old, self.record, self.out)
         check_writable(self.out)
         for p in _leftovers(self.out): p.unlink()
         if not old: return
-        self.timings = _timings(self.out/"timings.json")
+        self.timings, self._begun = _timings(self.out/"timings.json"), True
         if old["versions"] != self.record["versions"]: self.record |= {"versions": old["versions"], "resumed_with": self.record["versions"]}
 
     def step(
@@ -233,13 +245,13 @@ class Run:
         except Exception as e: log.warning("the stored step %r is damaged (%s) and is computed again.", name, type(e).__name__)   # bad zip, CRC, cut short, not ours
         start = time.perf_counter()
         value = fn()
-        self._begin()
+        self.begin()
         save_result(path, value)
         self.timings[name] = round(time.perf_counter() - start, 3)
         _write_json(self.out/"timings.json", self.timings)
         return load_result(path)
 
-# %% ../nbs/07_runs.ipynb #9dcfcb3b
+# %% ../nbs/07_runs.ipynb #6df5e859
 def _write_json(
     path,   # where to
     value,  # plain values
@@ -261,26 +273,27 @@ def _step_path(self, name):
     self._done.add(name)
     return self.out/"steps"/f"{name}.npz"
 
-def _begin(self):
-    "Write the manifest before the first result."
-    if not (self.out/"run.json").exists(): _write_json(self.out/"run.json", self.record)
+def begin(self):
+    "Write the manifest, before the first result."
+    if not self._begun: _write_json(self.out/"run.json", self.record)
+    self._begun = True
 
-Run._step_path, Run._begin = _step_path, _begin
+Run._step_path, Run.begin = _step_path, begin
 
-# %% ../nbs/07_runs.ipynb #4e0217e9
+# %% ../nbs/07_runs.ipynb #3392b170
 def table(
     self,
     name,   # file name, such as "ranking.csv"
     frame,  # DataFrame; its index is not written
 ) -> Path:
     "Write a table as CSV: ten significant digits, no index, the same bytes on every system."
-    self._begin()
+    self.begin()
     with atomic_path(self.out/name) as tmp: frame.to_csv(tmp, index=False, float_format="%.10g", lineterminator="\n")
     return self.out/name
 
 Run.table = table
 
-# %% ../nbs/07_runs.ipynb #01601379
+# %% ../nbs/07_runs.ipynb #bf19304b
 def figure(
     self,
     name,     # name without ending
@@ -290,7 +303,7 @@ def figure(
 ) -> Path:
     "Write `figures/<name>.png` and close the figure."
     import matplotlib.pyplot as plt
-    self._begin()
+    self.begin()
     fig, path = getattr(fig, "figure", None) or fig, self.out/"figures"/f"{name}.png"
     with atomic_path(path) as tmp: fig.savefig(tmp, format="png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
     plt.close(fig)
@@ -303,7 +316,7 @@ def checkpoint(
 ) -> Path:
     "Write a trained network to `models/<name>.pt`; `la.load` reads it."
     from longaml.training import save
-    self._begin()
+    self.begin()
     return save(fitted, self.out/"models"/f"{name}.pt")
 
 # %% ../nbs/07_runs.ipynb #1bfc265f

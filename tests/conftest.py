@@ -17,12 +17,13 @@ def pytest_addoption(parser): parser.addoption("--slow", action="store_true", he
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    "A file's tests stay in one worker, so that what they share is made once; notebooks are spread over both."
+    "A file's tests stay in one worker, so that what they share is made once (the site: those of two files); notebooks are spread over both."
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.split("::")[0]
+            if file.endswith(("test_docs.py", "test_site.py")): return "site"
             return nodeid if file.endswith("test_notebooks.py") else file
 
     return ByFile(config, log)
@@ -41,3 +42,17 @@ def shared_data():
     "The folder of real data sets; the test is skipped where there is none."
     if not DATA.is_dir(): pytest.skip(f"no real data: {ROOT.name}/../shared/data is not there; put it there or name its folder in LONGAML_DATA")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def top(tmp_path_factory):
+    "A copy of the repository, for the site."
+    from tools import copy_tree
+    return copy_tree(tmp_path_factory.mktemp("site") / "longaml")
+
+
+@pytest.fixture(scope="session")
+def site(top):
+    "The folder of the rendered pages."
+    from test_docs import build
+    return build(top)

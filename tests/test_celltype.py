@@ -221,7 +221,7 @@ def model(cells, tmp_path_factory):
 
 def test_tables(model):
     e, p = pd.read_csv(model / "evaluation.csv"), pd.read_csv(model / "predictions.csv")
-    assert set(e["model"]) == {"majority", "centroid", "logistic", "transformer"} and set(e["metric"]) == {"accuracy", "balanced_accuracy", "macro_f1", "recall", "recall_low", "recall_high"}
+    assert set(e["model"]) == {"majority", "centroid", "logistic", "logistic_balanced", "transformer", "transformer_prior"} and set(e["metric"]) == {"accuracy", "balanced_accuracy", "macro_f1", "recall", "recall_low", "recall_high"}
     assert set(e["unit"]) == {"all", *[f"P{i}" for i in range(1, 6)]}
     wide = e[(e["class"] == "all") & (e["unit"] == "all") & (e["metric"] == "accuracy")].set_index("model")["value"]
     assert wide["transformer"] > wide["majority"] + 0.3 and wide["logistic"] > 0.9
@@ -240,6 +240,42 @@ def test_annotate(cells, model, tmp_path, capsys):
     assert (named.obs["celltype_predicted"].astype(str) == named.obs["cell_type"].astype(str))[known].mean() > 0.8
     assert main(["celltype", "annotate", str(cells / "new.h5ad"), "--model", str(model), "--out", str(tmp_path / "named.h5ad")]) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err
+
+
+def test_annotate_by_how_common_types_are(cells, model, tmp_path, capsys):
+    "Bayes' rule: with the shares of the training cells, probabilities move by these shares, and only the command's option does it."
+    new = ad.read_h5ad(cells / "new.h5ad")
+    shares = ad.read_h5ad(cells / "cells.h5ad").obs["cell_type"].value_counts(normalize=True)
+    alike, common = (la.celltype_proba(model, new, prior=p) for p in ("balanced", "training"))
+    expected = alike * shares.reindex(alike.columns).to_numpy()
+    assert np.allclose(common, expected.div(expected.sum(axis=1), axis=0), atol=1e-5)
+    assert main(["celltype", "annotate", str(cells / "new.h5ad"), "--model", str(model), "--out", str(tmp_path / "n.h5ad"), "--prior", "training"]) == 0
+    assert np.allclose(ad.read_h5ad(tmp_path / "n.h5ad").obs["celltype_probability"], common.max(axis=1), atol=1e-5)
+    capsys.readouterr()
+    assert main(["celltype", "annotate", str(cells / "new.h5ad"), "--model", str(model), "--out", str(tmp_path / "m.h5ad"), "--prior", "trained"]) == 2
+    assert "expected one of: balanced, training" in capsys.readouterr().err and not (tmp_path / "m.h5ad").exists()
+
+
+@pytest.mark.parametrize("prior", [{"A1": 1.0}, {"nobody": 1.0}, "same"])
+def test_a_prior_that_names_other_types_is_refused(cells, model, prior):
+    with pytest.raises(ValueError, match="prior"): la.celltype_proba(model, ad.read_h5ad(cells / "new.h5ad"), prior=prior)
+
+
+def test_common_types_win_what_is_doubtful():
+    "Two types that overlap, nine cells of one for one of the other: with the shares of the training cells more answers are right, with types alike the rare one is found more often, as for logistic regression."
+    adata = la.simulate_types("distinct", seed=8, n_patients=8, n_pairs=1, n_genes=160, cells=60, effect=0.25)
+    rare = adata.obs["cell_type"] == adata.obs["cell_type"].cat.categories[0]
+    keep = ~rare.to_numpy() | (np.arange(adata.n_obs) % 9 == 0)
+    cells = la.labelled_cells(adata[keep].copy(), label_key="cell_type")
+    away = cells.obs["patient"].isin(["P1", "P2", "P3"]).to_numpy()
+    said = la.judge_celltypes(cells[~away], cells[away], models=["majority", "logistic", "logistic_balanced", "transformer", "transformer_prior"], settings={"context": 128, "how": la.Training(**{**vars(CELLTYPE_TRAINING), "epochs": 6})})
+    s = la.celltype_scores(said).query("unit == 'all'")
+    whole = s[s["class"] == "all"].pivot(index="model", columns="metric", values="value")
+    assert whole.loc["transformer_prior", "accuracy"] > whole.loc["transformer", "accuracy"] and whole.loc["logistic", "accuracy"] > whole.loc["logistic_balanced", "accuracy"]
+    assert whole.loc["transformer", "balanced_accuracy"] > whole.loc["transformer_prior", "balanced_accuracy"]
+    error = la.calibration_error(la.calibration_table(said))
+    assert error["transformer_prior"] < error["transformer"]     # these cells are as common as the training cells were
+    assert list(la.like_for_like(said)["beside"]) == ["logistic", "logistic_balanced"]
 
 
 def test_genes_that_the_model_does_not_know_are_counted(cells, model, tmp_path, capsys):

@@ -315,6 +315,7 @@ def test_a_network_killed_and_resumed(victim, cohort, network, tmp_path):
     succeed("run", cohort, "--out", out, *NETWORK, "--resume")
     assert differing(out, network) == []
 
+@pytest.mark.slow
 def test_the_command_killed_from_outside(finished, cohort, tmp_path):
     "SIGKILL once nine steps are stored, wherever the run then is."
     out = tmp_path/"out"

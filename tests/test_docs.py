@@ -71,14 +71,6 @@ def build(top):
     return proc / "_docs"
 
 
-@pytest.fixture(scope="session")
-def top(tmp_path_factory): return copy_tree(tmp_path_factory.mktemp("site") / "longaml")
-
-
-@pytest.fixture(scope="session")
-def site(top): return build(top)
-
-
 def settings(top): return dict(l.split(" = ", 1) for l in (top / "settings.ini").read_text().splitlines() if " = " in l and not l.startswith("#"))
 
 
@@ -129,11 +121,16 @@ def test_broken_links_are_seen(site, top, tmp_path):
     assert len(set(faults(broken, top)) - set(faults(site, top))) == len(added) + 1
 
 
-def public(top):
-    "Where nbdev says that every public function and class is shown: links into the site."
+def symbols(top):
+    "What nbdev knows of every module: its names, and where each is shown."
     found = {}
     exec((top / "longaml/_modidx.py").read_text(), found)
-    for module, names in found["d"]["syms"].items():
+    return found["d"]["syms"]
+
+
+def public(top):
+    "Where nbdev says that every public function and class is shown: links into the site."
+    for module, names in symbols(top).items():
         tree = ast.parse((top / (module.replace(".", "/") + ".py")).read_text())
         listed = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"), [])
         yield from (link for name, (link, _) in names.items() if name.removeprefix(f"{module}.") in listed)
@@ -144,6 +141,23 @@ def test_every_public_function_has_its_place(site, top):
     assert len(links) > 15 and {"core.html#check_cohort", "core.html#atomic_path"} <= set(links)
     missing = [link for link in links if (p := link.partition("#"))[0] not in pages or p[2] not in pages[p[0]].ids]
     assert not missing, f"functions without their place on the site: {missing}"
+
+
+def test_names_as_they_are_typed_lead_to_their_page(site, top):
+    "`la.NAME` in a notebook's prose is a link; in headings, code and docstrings it is not."
+    import longaml
+    shown = {n.removeprefix(f"{module}.") for module, names in symbols(top).items() for n in names}
+    names = shown & set(longaml.__all__)
+    linked, bare = 0, []
+    left_out = {p.relative_to(ROOT / "nbs").with_suffix("").as_posix() for p in (ROOT / "nbs").rglob("*.qmd")} | {"init"}   # not notebooks; and the list of docstrings
+    for page in site.rglob("*.html"):
+        if page.stem in left_out: continue
+        text = re.sub(r"(?s)<pre.*?</pre>|<h[1-6].*?</h[1-6]>|<nav.*?</nav>|<script.*?</script>|<p><em>.*?</em></p>", "", page.read_text())
+        for a, name in re.findall(r"(<a [^>]*>)?<code[^>]*>la\.(\w+)", text):
+            if name not in names: continue
+            linked += bool(a)
+            if not a: bare.append(f"{page.name}: la.{name}")
+    assert linked > 40 and not bare, bare
 
 
 def test_site_has_two_themes_and_its_sections(site):

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from test_docs import read_site, site, top  # noqa: F401  (the site is built by their fixtures)
+from test_docs import read_site
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -32,7 +32,7 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def address(site):  # noqa: F811
+def address(site):
     "The site, served: its address."
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args): pass
@@ -74,7 +74,7 @@ LOOK = """() => ({
 
 
 @pytest.mark.parametrize("size, scheme", [(WIDE, "light"), (NARROW, "dark")], ids=["wide and light", "narrow and dark"])
-def test_every_page_opens_with_its_figures(browser, address, site, size, scheme):  # noqa: F811
+def test_every_page_opens_with_its_figures(browser, address, site, size, scheme):
     pages, (tab, wrong) = sorted(p for p, links in read_site(site).items() if links), opened(browser, address, size, scheme)
     bad, pictures = [], 0
     for page in pages:
@@ -100,7 +100,7 @@ def test_search_finds_the_lstm_and_opens_it(browser, address):
     assert "lstm" in tab.inner_text("h1").lower() and not wrong, wrong
 
 
-def test_search_of_quarto_is_on(top):  # noqa: F811
+def test_search_of_quarto_is_on(top):
     "The box above is the test renderer's; Quarto makes one where the navbar asks for it."
     import yaml
     assert yaml.safe_load((top / "_quarto.yml").read_text())["website"]["navbar"]["search"] is True
@@ -150,7 +150,7 @@ def test_a_phone_reaches_the_sidebar(browser, address):
     assert not wrong, wrong
 
 
-def test_what_is_wrong_in_a_browser_is_seen(browser, address, site):  # noqa: F811
+def test_what_is_wrong_in_a_browser_is_seen(browser, address, site):
     page = site / "index.html"
     text = page.read_text()
     broken = site / "broken.html"

@@ -7,7 +7,7 @@ __all__ = ['CELLTYPE_TRAINING', 'UNKNOWN', 'CellTypeConfig', 'CellTypeTransforme
            'CellTypeClassifier', 'celltype_tokens', 'celltype_proba', 'annotate', 'token_contributions',
            'class_gene_scores', 'celltype_genes']
 
-# %% ../../nbs/15_celltype.ipynb #6aa27b12
+# %% ../../nbs/15_celltype.ipynb #01815dcf
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import scipy.sparse as sp
 import torch
 from torch import nn
 
-from ..core import LINEAGE, PATIENT, check_column, listing, log, progress, rng_for
+from ..core import LINEAGE, PATIENT, check_choice, check_column, listing, log, progress, rng_for
 from .scbmlp import cell_blocks, class_loss
 from .transformer import Block
 from ..inference import p_values, patient_mean, q_values, studentise
@@ -156,7 +156,7 @@ def temperature(
     def loss(log_t): return float((w * nn.functional.cross_entropy(z / math.exp(log_t), y, reduction="none")).sum() / w.sum())
     return float(np.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x))
 
-# %% ../../nbs/15_celltype.ipynb #da7fb0eb
+# %% ../../nbs/15_celltype.ipynb #ef5074ea
 @dataclass
 class CellTypeClassifier:
     "Learn an obs column from expression with a rank-token Transformer."
@@ -194,7 +194,7 @@ class CellTypeClassifier:
     ):  # itself
         data = _training_tokens(self, *_used_cells(adata, label_key, groups, before, train, valid, self.seed), label_key, classes, layer, folder, groups is None).balanced()
         self.fitted = fit(lambda: CellTypeTransformer(_config(self, data)), data, loss=class_loss, how=self.how or CELLTYPE_TRAINING, seed=self.seed, train=train, valid=valid, checkpoint=checkpoint)
-        self.fitted.preprocessing |= {"encoding": asdict(data.how), "medians": data.vocab.medians.tolist(), "temperature": _held_out_temperature(self.fitted, data), "label_key": label_key, "bag_size": self.bag_size}
+        self.fitted.preprocessing |= {"encoding": asdict(data.how), "medians": data.vocab.medians.tolist(), "temperature": _held_out_temperature(self.fitted, data), "frequencies": np.bincount(data.y[data.y >= 0], minlength=len(data.classes)).tolist(), "label_key": label_key, "bag_size": self.bag_size}
         return self
 
     def predict_proba(self, adata, **given): return celltype_proba(_trained(self), adata, **given)  # cells -> table cells x classes; `given` as in celltype_proba
@@ -258,21 +258,33 @@ def celltype_tokens(
     if how.previous and before is None and "previous" not in adata.layers: before = previous_bags(adata, bag_size=kept["bag_size"], seed=fitted.seed)
     return token_data(adata, Vocabulary(fitted.genes, kept["medians"]), how, label_key=label_key, classes=fitted.timepoints, previous=before, layer=layer)
 
-# %% ../../nbs/15_celltype.ipynb #f633a183
+# %% ../../nbs/15_celltype.ipynb #4b6757da
+def _log_prior(prior, classes, frequencies):  # (classes,) what is added to the logits
+    if isinstance(prior, str): share = np.ones(len(classes)) if check_choice(prior, ("balanced", "training"), "prior") == "balanced" else np.asarray(frequencies, dtype=float)
+    else:
+        given = pd.Series(prior, dtype=float)
+        if set(given.index) != set(classes) or not np.isfinite(given).all() or (given < 0).any() or given.sum() <= 0:
+            raise ValueError(f"prior names {listing(given.index, 12)}; expected 'balanced', 'training', or a share that is not negative for each of {listing(classes, 12)}")
+        share = given.reindex(classes).to_numpy()
+    return np.log(np.maximum(share / share.sum(), 1e-12))
+
+# %% ../../nbs/15_celltype.ipynb #7ca48365
 def celltype_proba(
     model,  # trained CellTypeClassifier, Fitted, or path
     adata,  # AnnData: counts, or log1p values
     *,
     before=None,     # see celltype_tokens
     layer=None,      # see tokens.Cells
+    prior="balanced",  # how common types are: "balanced" (all alike), "training" (as among the training cells), or a share for each type
     batch_size=128,  # cells at a time
 ) -> pd.DataFrame:  # cells x classes
     "Calibrated probability of every type for every cell."
     fitted = _trained(model)
+    shift = _log_prior(prior, fitted.timepoints, fitted.preprocessing["frequencies"])
     logits = fitted.predict(celltype_tokens(fitted, adata, before=before, layer=layer), batch_size=batch_size)
-    return pd.DataFrame(torch.as_tensor(logits / fitted.preprocessing["temperature"]).softmax(-1).numpy(), index=adata.obs_names, columns=fitted.timepoints)
+    return pd.DataFrame(torch.as_tensor(logits / fitted.preprocessing["temperature"] + shift).softmax(-1).numpy(), index=adata.obs_names, columns=fitted.timepoints)
 
-# %% ../../nbs/15_celltype.ipynb #ccaac2a3
+# %% ../../nbs/15_celltype.ipynb #7fcafff2
 UNKNOWN = "unknown"
 
 def annotate(
@@ -282,10 +294,11 @@ def annotate(
     threshold=0.5,  # cells whose best type is less probable are called unknown
     before=None,    # see celltype_tokens
     layer=None,     # see tokens.Cells
+    prior="balanced",  # how common types are, see celltype_proba
 ):  # new AnnData with obs["celltype_predicted"] and obs["celltype_probability"]
     "Name the type of every cell."
     if not 0 <= threshold <= 1: raise ValueError(f"threshold is {threshold}; expected a probability, 0 to 1")
-    proba, out = celltype_proba(model, adata, before=before, layer=layer), adata.copy()
+    proba, out = celltype_proba(model, adata, before=before, layer=layer, prior=prior), adata.copy()
     best = proba.max(axis=1)
     out.obs["celltype_predicted"] = pd.Categorical(np.where(best >= threshold, proba.idxmax(axis=1), UNKNOWN), [*proba.columns, UNKNOWN])
     out.obs["celltype_probability"] = best
