@@ -198,9 +198,10 @@ def _all_rows(predictions):  # one line per model: the three scores over all cel
     s = celltype_scores(predictions)
     return s[(s["class"] == "all") & (s["unit"] == "all")].pivot(index="model", columns="metric", values="value").loc[list(dict.fromkeys(predictions["model"])), ["accuracy", "balanced_accuracy", "macro_f1"]]
 
-# %% ../nbs/37_celltype_evaluation.ipynb #8cba6f45
+# %% ../nbs/37_celltype_evaluation.ipynb #f4da6a12
 def _training_cells(path, label_key, donor_key, layer, previous, read, seed):  # cells from labelled_cells, Previous or None
     if not previous:
+        if read: raise ValueError("timepoints and lineages are read with previous=True only; add it, or leave these options out.")
         adata = read_h5ad(path)
         return labelled_cells(adata, label_key=label_key, patient_key=donor_key, layer=layer, seed=seed), None
     adata = read_cohort(path, **({"patient_key": donor_key} if donor_key else {}) | ({"layer": layer} if layer else {}) | (read or {}))
@@ -210,7 +211,7 @@ def _training_cells(path, label_key, donor_key, layer, previous, read, seed):  #
     cells.obs[LINEAGE] = adata.obs[LINEAGE].astype(str).to_numpy()[known]
     return cells, before.take(known)
 
-# %% ../nbs/37_celltype_evaluation.ipynb #f323ce39
+# %% ../nbs/37_celltype_evaluation.ipynb #f6903e6d
 def run_celltype(
     path,  # an .h5ad file; with `previous`, a cohort on disk (see read_cohort)
     out,   # folder of the model
@@ -219,6 +220,7 @@ def run_celltype(
     donor_key=None,  # obs column of donors; None: "patient" where there is one, else blocks of cells
     encoding="rank", # "rank", or "bin": genes with value bins
     context=2048,    # genes per cell at most
+    positions=False, # the order of genes matters (encoding "rank")
     previous=False,  # read the timepoint before
     layer=None,      # layer with the counts; see as_cohort
     read=None,       # further keyword arguments of read_cohort, with `previous`
@@ -229,10 +231,9 @@ def run_celltype(
     resume=False,    # go on with the run in `out`
 ) -> dict:  # tables and "summary"
     "Judge a rank-token Transformer on held-out donors beside simple methods, train it on all cells, and leave the model with its tables."
-    how = replace(CELLTYPE_TRAINING, device=device_for(device), **({} if epochs is None else {"epochs": int(epochs)}))
-    settings = {"encoding": check_choice(encoding, ("rank", "bin"), "encoding"), "context": int(context)}
-    given = {"label_key": label_key, "donor_key": donor_key, "layer": layer, "previous": bool(previous), "read": read or {}}
-    run = Run(out, command="celltype train", params={**settings, **given, "n_folds": n_folds, "epochs": how.epochs}, inputs=[path], seed=seed, resume=resume)
+    how = replace(CELLTYPE_TRAINING, device=device_for(device), epochs=int(epochs or CELLTYPE_TRAINING.epochs))
+    settings = {"encoding": check_choice(encoding, ("rank", "bin"), "encoding"), "context": int(context), "positions": bool(positions)}
+    run = Run(out, command="celltype train", params=settings | {"label_key": label_key, "donor_key": donor_key, "layer": layer, "previous": bool(previous), "read": read or {}, "n_folds": n_folds, "epochs": how.epochs}, inputs=[path], seed=seed, resume=resume)
     cells, before = _training_cells(path, label_key, donor_key, layer, previous, read, seed)
     said = evaluate_celltypes(cells, n_folds=n_folds, settings=settings | {"how": how}, before=before, seed=seed, device=device, step=run.step)
     return _finish_celltype(run, cells, before, said, settings | {"how": how, "previous": previous, "seed": seed})

@@ -26,7 +26,7 @@ import typer
 
 from . import __version__
 
-# %% ../nbs/40_cli.ipynb #099658be
+# %% ../nbs/40_cli.ipynb #46420802
 def _as_options(
     text,  # a message of the library
 ) -> str:
@@ -39,6 +39,7 @@ def _as_options(
     text = re.sub(r"\b(Lower )?min_cells\b", lambda m: f"{m[1] or ''}--min-cells", text).replace("n_folds is ", "--folds is ")
     text = re.sub(r"\b(patient|timepoint|cell_type|malignant|lineage|perturbation|batch|label|sample|donor)_key=(\.\.\.( (?=\.))?)?", lambda m: f"--{m[1].replace('_', '-')}-key COLUMN", text)
     text = re.sub(r"\b(layer|gene_symbols)=(\.\.\.( (?=\.))?)?", lambda m: f"--{m[1].replace('_', '-')} {'NAME' if m[1] == 'layer' else 'COLUMN'}", text)
+    text = text.replace("previous=True", "--previous")
     return re.sub(r"\btimepoints=\[([^\]]+)\]", times, text)
 
 # %% ../nbs/40_cli.ipynb #faffecbf
@@ -337,7 +338,7 @@ def make_report(
 celltype = typer.Typer(help="Name cell types with a rank-token Transformer: train, annotate.", rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 app.add_typer(celltype, name="celltype", short_help="Name cell types with a rank-token Transformer: train, annotate.")
 
-# %% ../nbs/40_cli.ipynb #763647dd
+# %% ../nbs/40_cli.ipynb #927158df
 @celltype.command("train", short_help="Judge a model on held-out donors beside simple methods, and train it.")
 def train_celltype(
     cells: Annotated[Path, typer.Argument(metavar="DATA.h5ad", show_default=False, help="Labelled cells x genes; with --previous a cohort.")],
@@ -346,6 +347,7 @@ def train_celltype(
     donor_key: Annotated[Optional[str], typer.Option(metavar="COLUMN", help="Column that names the donor; 'patient' if there is one, else blocks of cells are held out.")] = None,
     encoding: Annotated[str, typer.Option(metavar="NAME", help="rank, or bin: genes with value bins.")] = "rank",
     context: Annotated[int, typer.Option(metavar="N", min=2, help="Genes per cell at most.")] = 2048,
+    positions: Annotated[bool, typer.Option("--positions", help="The order of genes matters: how high a gene is, not only that it is there.")] = False,
     previous: Annotated[bool, typer.Option("--previous", help="Read the timepoint before of the same patient and lineage.")] = False,
     timepoint_key: TimepointKey = None,   # column of timepoints, with --previous
     timepoints: Timepoints = None,        # in order of time, with --previous
@@ -360,9 +362,8 @@ def train_celltype(
 ):
     "Judge a rank-token Transformer on held-out donors beside logistic regression, nearest centroid and the majority, then train it on all cells (la.run_celltype)."
     read = _given(timepoint_key=timepoint_key, timepoints=timepoints, lineage_key=lineage_key)
-    if read and not previous: raise ValueError("timepoints and lineages are read with --previous only; add it, or leave these options out.")
     from longaml.celltype_evaluation import run_celltype
-    typer.echo(run_celltype(cells, out, label_key=label_key, donor_key=donor_key, encoding=encoding, context=context, previous=previous, layer=layer, read=read, n_folds=folds, epochs=epochs, seed=seed, device=device, resume=resume)["summary"])
+    typer.echo(run_celltype(cells, out, label_key=label_key, donor_key=donor_key, encoding=encoding, context=context, positions=positions, previous=previous, layer=layer, read=read, n_folds=folds, epochs=epochs, seed=seed, device=device, resume=resume)["summary"])
 
 # %% ../nbs/40_cli.ipynb #63d03a30
 @celltype.command("annotate", short_help="Name the types of cells with a trained model.")

@@ -25,7 +25,7 @@ from ..inference import p_values, patient_mean, q_values, studentise
 from ..tokens import MASK, PAD, SEP, Cells, Encoding, TokenData, Vocabulary, check_lineages, open_tokens, previous_bags, token_data, vocabulary, write_tokens
 from ..training import Fitted, Training, fit, load, register
 
-# %% ../../nbs/15_celltype.ipynb #f058cd75
+# %% ../../nbs/15_celltype.ipynb #89c31302
 @dataclass
 class CellTypeConfig:
     "The shape of a rank-token Transformer."
@@ -39,7 +39,7 @@ class CellTypeConfig:
     bins: int = 0            # value bins; 0: ranks only
     previous: bool = False   # the timepoint before behind <SEP>
     token_dropout: float = 0.3  # share of genes hidden in a training step
-    positions: int = 0       # places with an embedding of their own; 0: the order of genes does not matter
+    positions: int = 0       # places with an embedding of their own, and a weight in the linear reading; 0: the order of genes does not matter
     skip: bool = True        # add the linear reading of tokens
     start: bool = True       # begin from logistic regression on the tokens; without, from zero
     spread: float = 0.05     # of the initial embeddings
@@ -92,7 +92,7 @@ class CellTypeTransformer(nn.Module):
         mask, genes, rest, linear = self.embed(tokens)
         return self.read(genes + rest, mask, linear)
 
-# %% ../../nbs/15_celltype.ipynb #ea9446df
+# %% ../../nbs/15_celltype.ipynb #d5b19ea7
 def _begin(net, c):  # initial weights
     for part in (net.genes, *(getattr(net, n) for n in ("bins", "segments", "places") if hasattr(net, n))): part.weight.normal_(0, c.spread)
     net.genes.weight[PAD] = 0
@@ -112,8 +112,10 @@ def linear_words(
     "What the linear reading reads: what was before counts as it would now, and by itself."
     words, bins = _parts(tokens)
     gene, segment = words > MASK, _segment(words) * c.previous
-    count = torch.stack([(gene & (segment == i)).sum(1) for i in (0, 1)], 1).clamp(min=1).sqrt()
-    value = (gene.float() if bins is None else gene * bins / c.bins) / count.gather(1, segment)
+    own = torch.stack([gene & (segment == i) for i in (0, 1)], 1)  # (batch, segments, L)
+    count = own.sum(2).clamp(min=1).gather(1, segment)
+    value = (gene.float() if bins is None else gene * bins / c.bins) / count.sqrt()
+    if c.positions and bins is None: value = value * (1 - (own.cumsum(2).gather(1, segment[:, None])[:, 0] - 1) / count)  # from 1 for the first gene towards 0
     return (words, value) if not c.previous else (torch.cat([words, words + c.n_genes + 4], 1), torch.cat([value, value * segment], 1))
 
 # %% ../../nbs/15_celltype.ipynb #7fdf41d6
@@ -156,7 +158,7 @@ def temperature(
     def loss(log_t): return float((w * nn.functional.cross_entropy(z / math.exp(log_t), y, reduction="none")).sum() / w.sum())
     return float(np.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x))
 
-# %% ../../nbs/15_celltype.ipynb #ef5074ea
+# %% ../../nbs/15_celltype.ipynb #855e83d4
 @dataclass
 class CellTypeClassifier:
     "Learn an obs column from expression with a rank-token Transformer."
@@ -166,7 +168,7 @@ class CellTypeClassifier:
     previous: bool = False     # read the timepoint before
     bag_size: int = 8          # cells of the timepoint before that are summed
     medians: bool = True       # divide by the genes' medians before sorting
-    positions: bool = False    # the order of genes matters
+    positions: bool = False    # the order of genes matters: how high a gene is, and not only whether it is there
     skip: bool = True          # add the linear reading of tokens
     start: bool = True         # begin from logistic regression on the tokens
     width: int = 32            # numbers per token
