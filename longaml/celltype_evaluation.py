@@ -174,7 +174,7 @@ def plot_confusion(
     ax.set(title=f"{model}: held-out cells", xlabel="predicted type", ylabel="true type")
     return ax
 
-# %% ../nbs/37_celltype_evaluation.ipynb #36012d6f
+# %% ../nbs/37_celltype_evaluation.ipynb #dc26bc87
 def plot_calibration(
     table,  # from calibration_table
     *,
@@ -190,7 +190,7 @@ def plot_calibration(
         ax.errorbar(t["confidence"], t["accuracy"], yerr=[(t["accuracy"] - t["low"]).clip(lower=0), (t["high"] - t["accuracy"]).clip(lower=0)], color=colour, marker="o", ms=4, capsize=2, label=m)
     ax.plot([0, 1], [0, 1], color="0.6", ls=":", lw=1)
     ax.set(title="How sure, and how often right", xlabel="probability of the answer (mean of a tenth)", ylabel="share of answers that are right", xlim=(0, 1.02), ylim=(0, 1.02))
-    ax.legend(title="model")
+    ax.legend(loc="upper left", fontsize=7.5, framealpha=0.6)
     return ax
 
 # %% ../nbs/37_celltype_evaluation.ipynb #84434463
