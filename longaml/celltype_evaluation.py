@@ -211,7 +211,7 @@ def _training_cells(path, label_key, donor_key, layer, previous, read, seed):  #
     cells.obs[LINEAGE] = adata.obs[LINEAGE].astype(str).to_numpy()[known]
     return cells, before.take(known)
 
-# %% ../nbs/37_celltype_evaluation.ipynb #f6903e6d
+# %% ../nbs/37_celltype_evaluation.ipynb #322e7179
 def run_celltype(
     path,  # an .h5ad file; with `previous`, a cohort on disk (see read_cohort)
     out,   # folder of the model
@@ -231,7 +231,7 @@ def run_celltype(
     resume=False,    # go on with the run in `out`
 ) -> dict:  # tables and "summary"
     "Judge a rank-token Transformer on held-out donors beside simple methods, train it on all cells, and leave the model with its tables."
-    how = replace(CELLTYPE_TRAINING, device=device_for(device), epochs=int(epochs or CELLTYPE_TRAINING.epochs))
+    how = replace(CELLTYPE_TRAINING, device=device_for(device), epochs=CELLTYPE_TRAINING.epochs if epochs is None else int(epochs))
     settings = {"encoding": check_choice(encoding, ("rank", "bin"), "encoding"), "context": int(context), "positions": bool(positions)}
     run = Run(out, command="celltype train", params=settings | {"label_key": label_key, "donor_key": donor_key, "layer": layer, "previous": bool(previous), "read": read or {}, "n_folds": n_folds, "epochs": how.epochs}, inputs=[path], seed=seed, resume=resume)
     cells, before = _training_cells(path, label_key, donor_key, layer, previous, read, seed)
