@@ -7,7 +7,7 @@ __all__ = ['SIMPLE', 'NETWORKS', 'WITH_BEFORE', 'simple_answer', 'judge_celltype
            'like_for_like', 'calibration_table', 'calibration_error', 'plot_confusion', 'plot_calibration',
            'run_celltype', 'celltype_lines', 'annotate_file']
 
-# %% ../nbs/37_celltype_evaluation.ipynb #e053f52c
+# %% ../nbs/37_celltype_evaluation.ipynb #709a809d
 import shutil
 import warnings
 from dataclasses import replace
@@ -23,6 +23,7 @@ from .models.celltype import CELLTYPE_TRAINING, CellTypeClassifier, _trained, an
 from .models.scbmlp import recall_table
 from .module_evaluation import cell_scores, labelled_cells, logistic_proba
 from .reading import read_cohort, read_h5ad
+from .plotting import mean_interval
 from .runs import Run, check_writable
 from .tokens import Cells, check_lineages, previous_bags
 from .training import save
@@ -115,22 +116,21 @@ def evaluate_celltypes(
         tables.append(step(f"evaluate/fold-{i}", lambda: judge_celltypes(adata[~away], adata[away], models=models, settings=settings, before=both, seed=seed, device=device)))
     return pd.concat(tables, ignore_index=True)
 
-# %% ../nbs/37_celltype_evaluation.ipynb #0013bdce
+# %% ../nbs/37_celltype_evaluation.ipynb #b68aff53
 _LIKE = (("as common as in training", "accuracy", "transformer_prior", "logistic_previous"), ("as common as in training", "accuracy", "transformer_prior", "logistic"), ("all alike", "balanced accuracy", "transformer", "logistic_balanced"))
 
 def like_for_like(
     predictions,  # from judge_celltypes or evaluate_celltypes
 ) -> pd.DataFrame:  # types (weighed how), metric, model, beside, difference, low, high, units
     "The Transformer less logistic regression within units, both with types as common as in training, and both with types all alike."
-    from scipy.stats import t as student
     right, rows = (predictions["truth"] == predictions["predicted"]).astype(float), []
     recall = right.groupby([predictions[c] for c in ("model", "unit", "truth")]).mean()
     by = {"accuracy": right.groupby([predictions["model"], predictions["unit"]]).mean(), "balanced accuracy": recall.groupby(["model", "unit"]).mean()}
     for types, metric, model, beside in _LIKE:
         if not {model, beside} <= set(predictions["model"]): continue
         d = (by[metric][model] - by[metric][beside]).dropna()
-        half = student.ppf(0.975, len(d) - 1) * d.sem() if len(d) > 1 else np.nan
-        rows.append((types, metric, model, beside, d.mean(), d.mean() - half, d.mean() + half, len(d)))
+        mean, half = mean_interval(d)
+        rows.append((types, metric, model, beside, mean, mean - half, mean + half, len(d)))
     return pd.DataFrame(rows, columns=["types", "metric", "model", "beside", "difference", "low", "high", "units"])
 
 # %% ../nbs/37_celltype_evaluation.ipynb #96f7e952

@@ -9,7 +9,7 @@ __all__ = ['FLOORS', 'BASELINES', 'NETWORKS', 'PER_BAG', 'NETWORK_CHANGES', 'NET
            'rank_state', 'gene_times', 'summarise', 'reach', 'library_table', 'run_state', 'run_cohort', 'run_demo',
            'audit_csv']
 
-# %% ../nbs/31_evaluation.ipynb #6fa69541
+# %% ../nbs/31_evaluation.ipynb #c735e8e2
 import math
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
@@ -27,6 +27,7 @@ from .forecast_evaluation import run_forecasts
 from .importance import RANKING, fold_jobs, held_out_fits, held_out_mean, network_scorer, rank_scorer
 from .networks import change_rows, rank_network_change
 from .preprocessing import bags, patient_folds, pseudobulk, state_sets, variable_genes
+from .plotting import mean_interval
 from .runs import slug
 from .training import Training, build, fit
 
@@ -281,7 +282,7 @@ def _ranking_figures(tables, nulls, stable, changes, bulk, run):  # what a ranki
     for contrast, s in stable.groupby("contrast", sort=False):
         if "index" in s: run.figure(f"stability-{slug(contrast)}", pl.plot_stability(s))
 
-# %% ../nbs/31_evaluation.ipynb #3c5d30d7
+# %% ../nbs/31_evaluation.ipynb #deb6c893
 def _accuracy_lines(evaluation):  # one line per contrast and model
     acc = evaluation[evaluation["metric"] == "balanced_accuracy"]
     for contrast, rows in acc.groupby("contrast", sort=False):
@@ -292,7 +293,7 @@ def _accuracy_lines(evaluation):  # one line per contrast and model
 
 def _compared(wide, model, other):  # a sentence on two models, paired over patients
     d = (wide[model] - wide[other]).dropna()
-    half = stats.t.ppf(0.975, len(d) - 1) * d.std() / math.sqrt(len(d))
+    half = mean_interval(d)[1]
     verb = "beats" if d.mean() - half > 0 else "loses to" if d.mean() + half < 0 else "is not told apart from"
     return verb, f"(difference {d.mean():+.2f}, 95% interval {d.mean() - half:+.2f} to {d.mean() + half:+.2f} over {len(d)} patients)"
 

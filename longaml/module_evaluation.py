@@ -6,7 +6,7 @@
 __all__ = ['labelled_cells', 'evaluate_cells', 'logistic_proba', 'cell_scores', 'outputs_of', 'module_tables', 'pair_tables',
            'plot_module_table', 'module_lines', 'run_modules']
 
-# %% ../nbs/33_module_evaluation.ipynb #400af9db
+# %% ../nbs/33_module_evaluation.ipynb #4bb61577
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from .models.scbmlp import SCBMLP_TRAINING, ScBMLPClassifier, cell_blocks, cell_
 from .modules import eigenvalue_test, pair_test
 from .preprocessing import log_per_10k
 from .reading import choose_matrix, read_h5ad
+from .plotting import mean_interval
 from .runs import slug
 
 # %% ../nbs/33_module_evaluation.ipynb #0887c216
@@ -230,13 +231,11 @@ def module_lines(
         lines.append(f"{output}: {int((found < 0.1).sum())} of {len(found)} listed modules at q < 0.1 (first: {first}); {len(called)} pairs at q < 0.1")
     return lines
 
-# %% ../nbs/33_module_evaluation.ipynb #802f52b8
+# %% ../nbs/33_module_evaluation.ipynb #0c691eda
 def _paired(evaluation):  # mean difference in accuracy of the network and logistic regression, and its 95% interval by Student's t over units
-    from scipy.stats import t
     wide = evaluation[evaluation["unit"] != "all"].pivot(index="unit", columns="model", values="value")
-    d = wide["scbmlp"] - wide["logistic"]
-    half = t.ppf(0.975, len(d) - 1) * d.std() / np.sqrt(len(d))
-    return d.mean(), d.mean() - half, d.mean() + half
+    mean, half = mean_interval(wide["scbmlp"] - wide["logistic"])
+    return mean, mean - half, mean + half
 
 # %% ../nbs/33_module_evaluation.ipynb #f7aa5f22
 def run_modules(

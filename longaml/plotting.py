@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'GREY', 'PALE', 'CLEAR', 'MARKERS', 'CONSTANT', 'METRIC_NAMES', 'GONE', 'RESPONSE_METRICS', 'colours_for',
-           'plot_cohort', 'plot_composition', 'plot_depth', 'plot_accuracy', 'plot_patients', 'plot_reliability',
-           'plot_forecast', 'plot_stability', 'plot_volcano', 'plot_qq', 'plot_null', 'plot_top_genes',
-           'plot_gene_times', 'plot_audit', 'plot_precision_recall', 'plot_responses', 'plot_by_effect']
+           'plot_cohort', 'plot_composition', 'plot_depth', 'mean_interval', 'plot_accuracy', 'plot_patients',
+           'plot_reliability', 'plot_forecast', 'plot_stability', 'plot_volcano', 'plot_qq', 'plot_null',
+           'plot_top_genes', 'plot_gene_times', 'plot_audit', 'plot_precision_recall', 'plot_responses',
+           'plot_by_effect']
 
 # %% ../nbs/06_plotting.ipynb #f7f4662e
 import re
@@ -158,8 +159,8 @@ def _grid(panels, ax, width, height, **kw):
     if ax is not None: return [ax]
     return list(plt.subplots(1, len(panels), figsize=(1.6 + width*len(panels), height), layout="constrained", squeeze=False, **kw)[1][0])
 
-# %% ../nbs/06_plotting.ipynb #b8166fe3
-def _mean_interval(
+# %% ../nbs/06_plotting.ipynb #864101f2
+def mean_interval(
     values,  # one value a patient
 ):  # mean, half-width (nan below two values)
     "The mean over patients and the half-width of its 95% interval by Student's t."
@@ -168,7 +169,7 @@ def _mean_interval(
     if len(v) < 2: return (float(v[0]) if len(v) else np.nan), np.nan
     return float(v.mean()), float(t.ppf(0.975, len(v) - 1)*v.std(ddof=1)/np.sqrt(len(v)))
 
-# %% ../nbs/06_plotting.ipynb #0183b1f1
+# %% ../nbs/06_plotting.ipynb #a1eaf52b
 def _chance(ax, rows, name="chance"):
     "The chance line of a panel whose top is at -0.6, and the limits of a share."
     chance = rows["chance"].mean()
@@ -183,7 +184,7 @@ def _accuracy_panel(ax, rows, order):
         if not len(v):
             ax.text(0.02, i, "not evaluated", color=GREY, fontsize=8, va="center")
             continue
-        mean, half = _mean_interval(v)
+        mean, half = mean_interval(v)
         _dots(ax, v, i, colour=COLOURS["sky"], width=0.8, step=0.02)
         ax.errorbar(mean, i, xerr=np.nan_to_num(half), fmt="o", ms=6, color="black", lw=1.4, capsize=3, zorder=2)
     _chance(ax, rows)
@@ -227,7 +228,7 @@ def _looks(
     looks = {m: dict(color=c, marker=MARKERS[i % len(MARKERS)]) for i, (m, c) in enumerate(colours_for(chosen).items())}
     return looks, "model" + (f" ({more} more in\nthe table: models=...)" if more else "")
 
-# %% ../nbs/06_plotting.ipynb #f854380a
+# %% ../nbs/06_plotting.ipynb #ca036180
 def _patient_rows(ax, rows, looks, patients, zero="chance"):
     "A row a patient and a last one for the mean with its interval; within a row, the models lie below each other, so that equal values are all seen."
     table = rows.pivot_table(index="patient", columns="model", values="value").reindex(index=patients, columns=list(looks))
@@ -237,7 +238,7 @@ def _patient_rows(ax, rows, looks, patients, zero="chance"):
     for j, (m, look) in enumerate(looks.items()):
         step = (j - (len(looks) - 1)/2)*0.84/len(looks)
         ax.scatter(table[m], y + step, s=19, **look, edgecolor="white", linewidths=0.4, zorder=3, label=m)
-        mean, half = _mean_interval(table[m])
+        mean, half = mean_interval(table[m])
         if np.isnan(mean): ax.text(0.0, last + 1.5*step, f"– {m} not evaluated", color=GREY, fontsize=6, va="center")
         ax.errorbar(mean, last + 1.5*step, xerr=np.nan_to_num(half), **look, ls="", ms=5.5, mec="white", mew=0.4, lw=1.4, capsize=2.5, zorder=3)
     ax.axhline(len(patients) - 0.4, color="black", lw=0.8)
@@ -268,7 +269,7 @@ def plot_patients(
     axes[-1].legend(title=legend, frameon=False, fontsize=8, title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return axes[0] if len(axes) == 1 else axes[0].figure
 
-# %% ../nbs/06_plotting.ipynb #5e782a05
+# %% ../nbs/06_plotting.ipynb #59d6acec
 def _reliability(
     rows,  # predictions of one model and contrast: patient, predicted_later, is_later
     bins,  # number of bins of equal count; equal probabilities stay in one bin
@@ -278,7 +279,7 @@ def _reliability(
     each = rows.groupby([at, "patient"])[["predicted_later", "is_later"]].mean()
     table = []
     for b, d in each.groupby("bin"):
-        observed, half = _mean_interval(d["is_later"])
+        observed, half = mean_interval(d["is_later"])
         table.append(dict(probability=d["predicted_later"].mean(), observed=observed, half=half if len(d) > 2 else np.nan, patients=len(d), weight=(at == b).mean()))
     return pd.DataFrame(table)
 

@@ -10,7 +10,7 @@ __all__ = ['NAMES', 'FLOORS', 'SIMPLE', 'CLASSICAL', 'WHY', 'BAR', 'BOXES', 'REF
            'changes_of', 'skill_table', 'earlier_table', 'report_cells', 'page', 'check_run', 'write_report',
            'report_or_say']
 
-# %% ../nbs/36_report.ipynb #7bb621b6
+# %% ../nbs/36_report.ipynb #843eb1e1
 import html
 import importlib
 import itertools
@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from .core import ALL, LINEAGE, PATIENT, SAMPLE, TIMEPOINT, atomic_path, check_choice, check_column, listing, log, need
-from .plotting import COLOURS, GREY
+from .plotting import COLOURS, GREY, mean_interval
 from .runs import slug
 
 # %% ../nbs/36_report.ipynb #cdc745c6
@@ -80,7 +80,7 @@ def readable(
     text = text.set_index(index or list(text.columns[:1]))
     return text.rename(columns=lambda c: c.replace("_", " ")).rename_axis([n.replace("_", " ") for n in text.index.names])
 
-# %% ../nbs/36_report.ipynb #8c39bc58
+# %% ../nbs/36_report.ipynb #59fe7698
 FLOORS = ("majority", "patient_lineage", "technical")  # baselines that read no genes
 SIMPLE = (*FLOORS, "logistic", "paired_de")            # what a network has to beat
 CLASSICAL = {"logistic": "L2-regularised logistic regression", "bayesian_ridge": "Bayesian ridge regression (MacKay, 1992)", "nmf": "logistic regression on non-negative matrix factors (Lee and Seung, 1999)",
@@ -88,11 +88,8 @@ CLASSICAL = {"logistic": "L2-regularised logistic regression", "bayesian_ridge":
              **{f"network_{k}": f"changes of the gene correlation network ({v}; they rank genes and predict nothing)" for k, v in (("degree", "degree"), ("bdm", "block decomposition, Zenil et al., 2018"), ("pair", "strongest change of a pair"))}}
 
 def _interval(values):  # mean and its 95% interval by Student's t; missing below two values
-    from scipy.stats import t
-    v = np.asarray(values, float); v = v[~np.isnan(v)]
-    if len(v) < 2: return (float(v[0]) if len(v) else np.nan), np.nan, np.nan
-    half = t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / np.sqrt(len(v))
-    return float(v.mean()), float(v.mean() - half), float(v.mean() + half)
+    mean, half = mean_interval(values)
+    return mean, mean - half, mean + half
 
 def _triple(name, values): return dict(zip((name, f"{name}_low", f"{name}_high"), _interval(values)))
 
