@@ -1,4 +1,5 @@
 "Everything that pyproject.toml declares dynamic, read from settings.ini."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -8,7 +9,13 @@ here = Path(__file__).resolve().parent
 parser = ConfigParser(interpolation=None)
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
-status = {"1": "1 - Planning", "2": "2 - Pre-Alpha", "3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}[cfg["status"]]
+status = {
+    "1": "1 - Planning",
+    "2": "2 - Pre-Alpha",
+    "3": "3 - Alpha",
+    "4": "4 - Beta",
+    "5": "5 - Production/Stable",
+}[cfg["status"]]
 minor = int(cfg["min_python"].split(".")[1])
 extras = {
     "dev": cfg["dev_requirements"].split(),

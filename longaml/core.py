@@ -8,7 +8,7 @@ __all__ = ['PATIENT', 'TIMEPOINT', 'SAMPLE', 'CELL_TYPE', 'MALIGNANT', 'LINEAGE'
            'derive_seed', 'rng_for', 'device_for', 'progress', 'atomic_path', 'module_stamp', 'check_cohort',
            'timepoints_of', 'input_kind', 'counts_of']
 
-# %% ../nbs/00_core.ipynb #6c35504c
+# %% ../nbs/00_core.ipynb #6b600a68
 import ast
 import contextlib
 import difflib
@@ -23,16 +23,16 @@ from pathlib import Path
 
 import numpy as np
 
-# %% ../nbs/00_core.ipynb #cf471fb7
+# %% ../nbs/00_core.ipynb #9c7b1580
 PATIENT, TIMEPOINT, SAMPLE = "patient", "timepoint", "sample"
 CELL_TYPE, MALIGNANT, LINEAGE = "cell_type", "malignant", "lineage"
-COUNTS = "counts"                       # layer that holds raw counts after `normalize`
-UNS = "longaml"                         # key of the provenance dictionary in `uns`
-ALL = "all"                             # the one lineage of a cohort without annotation, and "over all lineages"
-AML_TIMEPOINTS = ("DX", "REM", "REL")   # diagnosis, remission, relapse: the order of *time*
+COUNTS = "counts"  # layer that holds raw counts after `normalize`
+UNS = "longaml"  # key of the provenance dictionary in `uns`
+ALL = "all"  # the one lineage of a cohort without annotation, and "over all lineages"
+AML_TIMEPOINTS = ("DX", "REM", "REL")  # diagnosis, remission, relapse: the order of *time*
 log = logging.getLogger("longaml")
 
-# %% ../nbs/00_core.ipynb #71548d60
+# %% ../nbs/00_core.ipynb #3f96bbf6
 def contrasts(
     timepoints,  # ordered timepoint names, earliest first
 ) -> list:  # `(later, earlier)` pairs; last against first comes first
@@ -41,111 +41,146 @@ def contrasts(
     pairs = [(j - i, i, (t[j], t[i])) for i in range(len(t)) for j in range(i + 1, len(t))]
     return [p for _, _, p in sorted(pairs, key=lambda r: (-r[0], r[1]))]
 
+
 def contrast_name(
-    later,    # the later timepoint
+    later,  # the later timepoint
     earlier,  # the earlier timepoint
 ) -> str:
     "How a contrast is written in tables: `REL_vs_DX`."
     return f"{later}_vs_{earlier}"
 
-# %% ../nbs/00_core.ipynb #625b7d36
+# %% ../nbs/00_core.ipynb #9dc92d52
 def contrast_pair(
-    name,        # such as `REL_vs_DX`
+    name,  # such as `REL_vs_DX`
     timepoints,  # the cohort's timepoints
 ) -> tuple:  # (later, earlier)
     "The timepoints of a contrast's name, whatever the timepoints are called."
     named = {contrast_name(a, b): (a, b) for a in timepoints for b in timepoints if a != b}
-    if name in named: return named[name]
-    raise ValueError(f"contrast {name!r} is not of this cohort; expected LATER_vs_EARLIER from {', '.join(map(str, timepoints))}, such as {contrast_name(timepoints[-1], timepoints[0])}")
+    if name in named:
+        return named[name]
+    raise ValueError(
+        f"contrast {name!r} is not of this cohort; expected LATER_vs_EARLIER from {', '.join(map(str, timepoints))}, such as {contrast_name(timepoints[-1], timepoints[0])}"
+    )
 
-# %% ../nbs/00_core.ipynb #967c5626
+# %% ../nbs/00_core.ipynb #ab45e89e
 def nearest(
-    name,     # what the user wrote
+    name,  # what the user wrote
     options,  # what exists
 ) -> str:  # `" Did you mean 'x'?"`, or an empty string
     "A spelling hint for a name that does not exist."
-    close = difflib.get_close_matches(str(name).lower(), [str(o).lower() for o in options], n=1, cutoff=0.6)
+    close = difflib.get_close_matches(
+        str(name).lower(), [str(o).lower() for o in options], n=1, cutoff=0.6
+    )
     hit = next((o for o in options if close and str(o).lower() == close[0]), None)
     return "" if hit is None else f" Did you mean {hit!r}?"
 
+
 def listing(
-    items,   # names to list
+    items,  # names to list
     most=8,  # how many are written out
 ) -> str:
     "Names for a message: the first few, and how many more."
     items = [str(i) for i in items]
-    return (", ".join(items[:most]) or "none") + (f", ... ({len(items) - most} more)" if len(items) > most else "")
+    return (", ".join(items[:most]) or "none") + (
+        f", ... ({len(items) - most} more)" if len(items) > most else ""
+    )
 
-# %% ../nbs/00_core.ipynb #8ecfe6b6
+# %% ../nbs/00_core.ipynb #d14dfb3f
 def check_choice(
-    value,    # what the user gave
+    value,  # what the user gave
     options,  # what is allowed
-    name,     # what it is called in the message
+    name,  # what it is called in the message
 ):  # `value`, unchanged
     "Raise `ValueError` unless `value` is one of `options`."
     if value not in list(options):
-        raise ValueError(f"{name} is {value!r}; expected one of: {listing(options)}.{nearest(value, options)}")
+        raise ValueError(
+            f"{name} is {value!r}; expected one of: {listing(options)}.{nearest(value, options)}"
+        )
     return value
 
+
 def check_column(
-    frame,      # `adata.obs`, or any table
-    key,        # column wanted
-    what,       # its role in the message, such as "patient"
-    hint="",    # the next call to make
+    frame,  # `adata.obs`, or any table
+    key,  # column wanted
+    what,  # its role in the message, such as "patient"
+    hint="",  # the next call to make
 ):  # the column
     "Return `frame[key]`, or raise `KeyError` naming the columns there are."
     if key not in frame.columns:
-        raise KeyError(f"no {what} column {key!r}; the columns are: {listing(frame.columns, 20)}.{nearest(key, frame.columns)}{' ' + hint if hint else ''}")
+        raise KeyError(
+            f"no {what} column {key!r}; the columns are: {listing(frame.columns, 20)}.{nearest(key, frame.columns)}{' ' + hint if hint else ''}"
+        )
     return frame[key]
 
-# %% ../nbs/00_core.ipynb #dda100be
+# %% ../nbs/00_core.ipynb #3ddf485c
 def need(
     module,  # module to import, such as "pydeseq2"
-    extra,   # the extra that brings it: `pip install longaml[extra]`
+    extra,  # the extra that brings it: `pip install longaml[extra]`
 ):  # the module
     "Import an optional dependency, or say how to install it."
-    try: return importlib.import_module(module)
+    try:
+        return importlib.import_module(module)
     except ImportError as e:
-        raise ImportError(f"{module} is needed here and is not installed. Install it with: pip install 'longaml[{extra}]'") from e
+        raise ImportError(
+            f"{module} is needed here and is not installed. Install it with: pip install 'longaml[{extra}]'"
+        ) from e
 
-# %% ../nbs/00_core.ipynb #551cb23e
+# %% ../nbs/00_core.ipynb #40d9450f
 def derive_seed(
-    seed,    # the user's seed
+    seed,  # the user's seed
     *parts,  # what the fit is: fold, permutation, a name
 ) -> int:  # 63-bit integer
     "A seed for one piece of work, the same whatever ran before it."
-    return int.from_bytes(hashlib.sha256(repr((int(seed), *map(str, parts))).encode()).digest()[:8], "little") >> 1
+    return (
+        int.from_bytes(
+            hashlib.sha256(repr((int(seed), *map(str, parts))).encode()).digest()[:8], "little"
+        )
+        >> 1
+    )
+
 
 def rng_for(
-    seed,    # the user's seed
+    seed,  # the user's seed
     *parts,  # what the work is
 ) -> np.random.Generator:
     "A NumPy generator for one piece of work."
     return np.random.default_rng(derive_seed(seed, *parts))
 
-# %% ../nbs/00_core.ipynb #3ddff373
+# %% ../nbs/00_core.ipynb #4933aa1a
 def device_for(
     name="auto",  # "auto", "cpu", "cuda", "cuda:1", "mps"
 ) -> str:
     "The torch device to use; `auto` prefers cuda, then mps, then cpu."
     import torch
+
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto": return next(d for d in ("cuda", "mps", "cpu") if has[d])
+    if name == "auto":
+        return next(d for d in ("cuda", "mps", "cpu") if has[d])
     if not has[check_choice(str(name).split(":")[0], has, "device")]:
-        raise ValueError(f"device {name!r} is not available on this machine; available: {listing(d for d in has if has[d])}. Use device='auto'.")
+        raise ValueError(
+            f"device {name!r} is not available on this machine; available: {listing(d for d in has if has[d])}. Use device='auto'."
+        )
     return str(name)
 
+
 def progress(
-    items,       # what to iterate over
-    desc=None,   # label of the bar
+    items,  # what to iterate over
+    desc=None,  # label of the bar
     total=None,  # how many, where `items` has no length
 ):  # an iterable over the same items
     "`items` behind a progress bar, silent in tests, in pipes, and where `LONGAML_PROGRESS=0`."
     from tqdm.auto import tqdm
-    quiet = os.environ.get("LONGAML_PROGRESS") == "0" or "PYTEST_CURRENT_TEST" in os.environ or bool(os.environ.get("IN_TEST"))
-    return tqdm(items, desc=desc, total=total, disable=True if quiet else None, leave=False)  # None: silent where nobody watches (a pipe, a log file)
 
-# %% ../nbs/00_core.ipynb #6cb21159
+    quiet = (
+        os.environ.get("LONGAML_PROGRESS") == "0"
+        or "PYTEST_CURRENT_TEST" in os.environ
+        or bool(os.environ.get("IN_TEST"))
+    )
+    return tqdm(
+        items, desc=desc, total=total, disable=True if quiet else None, leave=False
+    )  # None: silent where nobody watches (a pipe, a log file)
+
+# %% ../nbs/00_core.ipynb #8641ddef
 @contextlib.contextmanager
 def atomic_path(
     path,  # where the finished file belongs
@@ -157,63 +192,105 @@ def atomic_path(
     try:
         yield tmp
         os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #05327c68
+# %% ../nbs/00_core.ipynb #3314798a
 def _uncommented(source):  # source code without comments and empty lines
     lines = source.splitlines()
     for t in tokenize.generate_tokens(io.StringIO(source).readline):
-        if t.type == tokenize.COMMENT: lines[t.start[0] - 1] = lines[t.start[0] - 1][:t.start[1]]
+        if t.type == tokenize.COMMENT:
+            lines[t.start[0] - 1] = lines[t.start[0] - 1][: t.start[1]]
     return "\n".join(l.rstrip() for l in lines if l.strip())
 
-def _needed(source, name):  # the top-level statements behind a definition: its own, and those of the names it uses, directly or not
+
+def _needed(
+    source, name
+):  # the top-level statements behind a definition: its own, and those of the names it uses, directly or not
     tree, lines = ast.parse(source).body, source.splitlines()
-    def names(s, kind): return {n.id for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, kind)}
-    def parts(s): return {n.value.id for n in ast.walk(s) if isinstance(n, ast.Attribute) and isinstance(n.ctx, ast.Store) and isinstance(n.value, ast.Name)}
+
+    def names(s, kind):
+        return {n.id for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, kind)}
+
+    def parts(s):
+        return {
+            n.value.id
+            for n in ast.walk(s)
+            if isinstance(n, ast.Attribute)
+            and isinstance(n.ctx, ast.Store)
+            and isinstance(n.value, ast.Name)
+        }
+
     gives = [{s.name} if hasattr(s, "name") else names(s, ast.Store) | parts(s) for s in tree]
     wanted, kept = {name}, set()
-    while new := {i for i, g in enumerate(gives) if i not in kept and g & wanted}: kept, wanted = kept | new, wanted.union(*(names(tree[i], ast.Load) for i in new))
-    if not kept: raise ValueError(f"no definition {name!r} in this module; a stamp names modules, or module.function")
+    while new := {i for i, g in enumerate(gives) if i not in kept and g & wanted}:
+        kept, wanted = kept | new, wanted.union(*(names(tree[i], ast.Load) for i in new))
+    if not kept:
+        raise ValueError(
+            f"no definition {name!r} in this module; a stamp names modules, or module.function"
+        )
     first = [min([s.lineno, *(d.lineno for d in getattr(s, "decorator_list", []))]) for s in tree]
-    return "\n".join("\n".join(lines[first[i] - 1:tree[i].end_lineno]) for i in sorted(kept))
+    return "\n".join("\n".join(lines[first[i] - 1 : tree[i].end_lineno]) for i in sorted(kept))
 
-# %% ../nbs/00_core.ipynb #3b9c3c35
+# %% ../nbs/00_core.ipynb #bbfcc75b
 def module_stamp(
     *names,  # modules to name, such as "inference", or what of one: "training.fit_many"; the modules loaded now where none is given
 ) -> str:  # `modules core inference: 1f0c5a9b2d3e`
     "The longaml code in use and a hash of its source without comments, for the last line of a slow cell."
     here = Path(importlib.import_module("longaml").__file__).parent
+
     def source(module):
         f = here.joinpath(*module.split("."))
-        f = f/"__init__.py" if f.is_dir() else f.with_suffix(".py")
+        f = f / "__init__.py" if f.is_dir() else f.with_suffix(".py")
         return f.read_text(encoding="utf-8") if f.exists() else None
+
     def code(name):
-        if (whole := source(name)) is not None: return whole
+        if (whole := source(name)) is not None:
+            return whole
         module, _, part = name.rpartition(".")
-        if not module or (whole := source(module)) is None: raise ValueError(f"no module or definition {name!r}; a stamp names modules, or module.function")
+        if not module or (whole := source(module)) is None:
+            raise ValueError(
+                f"no module or definition {name!r}; a stamp names modules, or module.function"
+            )
         return _needed(whole, part)
-    loaded = (m[len("longaml."):] for m in sys.modules if m.startswith("longaml.") and not m.endswith("_modidx"))
+
+    loaded = (
+        m[len("longaml.") :]
+        for m in sys.modules
+        if m.startswith("longaml.") and not m.endswith("_modidx")
+    )
     names = sorted(names or loaded)
     return f"modules {' '.join(names)}: {hashlib.sha256(chr(10).join(_uncommented(code(n)) for n in names).encode()).hexdigest()[:12]}"
 
-# %% ../nbs/00_core.ipynb #3113a52f
+# %% ../nbs/00_core.ipynb #cfc3d386
 def check_cohort(
     adata,  # AnnData in longaml's contract
 ):  # `adata`, unchanged
-    "Raise unless `adata` has the columns that `la.as_cohort` writes."
+    "Raise unless `adata` has the columns that `la.pp.as_cohort` writes."
     if not hasattr(adata, "obs") or not hasattr(adata, "var_names"):
-        raise TypeError(f"expected an AnnData, found {type(adata).__name__}. Read one with la.read_cohort(path).")
-    for key in (PATIENT, TIMEPOINT, SAMPLE, LINEAGE): check_column(adata.obs, key, key, "Make a cohort of it first: la.as_cohort(adata, patient_key=..., timepoint_key=...).")
+        raise TypeError(
+            f"expected an AnnData, found {type(adata).__name__}. Read one with la.read_cohort(path)."
+        )
+    for key in (PATIENT, TIMEPOINT, SAMPLE, LINEAGE):
+        check_column(
+            adata.obs,
+            key,
+            key,
+            "Make a cohort of it first: la.pp.as_cohort(adata, patient_key=..., timepoint_key=...).",
+        )
     if not getattr(adata.obs[TIMEPOINT].dtype, "ordered", False):
-        raise ValueError("obs['timepoint'] is not an ordered categorical, so 'later' is undefined. Call la.as_cohort(adata, timepoints=[...]) with the names in order of time.")
+        raise ValueError(
+            "obs['timepoint'] is not an ordered categorical, so 'later' is undefined. Call la.pp.as_cohort(adata, timepoints=[...]) with the names in order of time."
+        )
     return adata
 
-# %% ../nbs/00_core.ipynb #0232a1cf
+# %% ../nbs/00_core.ipynb #74f1e022
 def timepoints_of(
     adata,  # a cohort
 ) -> list:
     "The timepoints of a cohort, earliest first."
     return list(check_cohort(adata).obs[TIMEPOINT].cat.categories)
+
 
 def input_kind(
     adata,  # a cohort
@@ -221,11 +298,13 @@ def input_kind(
     "What the cohort was read from: raw counts, or values normalised elsewhere."
     return str(adata.uns.get(UNS, {}).get("input_kind", "counts"))
 
-# %% ../nbs/00_core.ipynb #2b12f8c8
+# %% ../nbs/00_core.ipynb #777e4b40
 def counts_of(
     adata,  # a cohort read from counts
 ):  # CSR (cells, genes)
     "Raw counts, wherever they are now: `layers['counts']`, or `X` before `normalize`."
     if input_kind(adata) != "counts":
-        raise ValueError("this cohort was read from log-normalised values: raw counts are gone, so cells cannot be summed or thinned to a common depth. Read the count matrix if you have it.")
+        raise ValueError(
+            "this cohort was read from log-normalised values: raw counts are gone, so cells cannot be summed or thinned to a common depth. Read the count matrix if you have it."
+        )
     return adata.layers[COUNTS] if COUNTS in adata.layers else adata.X

@@ -1,18 +1,26 @@
 "How the tests run: one thread each, no progress bars, slow ones on request, the tests of one file in one worker."
+
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 # before numpy or torch is imported, here and in every process a test starts
-os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", NUMBA_NUM_THREADS="1", LONGAML_PROGRESS="0", MPLBACKEND="agg")
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    MKL_NUM_THREADS="1",
+    NUMBA_NUM_THREADS="1",
+    LONGAML_PROGRESS="0",
+    MPLBACKEND="agg",
+)
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("LONGAML_DATA") or ROOT.parent / "shared" / "data").resolve()
-if DATA.is_dir(): os.environ["LONGAML_DATA"] = str(DATA)  # notebooks are run on a copy elsewhere
+if DATA.is_dir():
+    os.environ["LONGAML_DATA"] = str(DATA)  # notebooks are run on a copy elsewhere
 
 
-def pytest_addoption(parser): parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -23,7 +31,8 @@ def pytest_xdist_make_scheduler(config, log):
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = nodeid.split("::")[0]
-            if file.endswith(("test_docs.py", "test_site.py")): return "site"
+            if file.endswith(("test_docs.py", "test_site.py")):
+                return "site"
             return nodeid if file.endswith("test_notebooks.py") else file
 
     return ByFile(config, log)
@@ -31,7 +40,8 @@ def pytest_xdist_make_scheduler(config, log):
 
 def pytest_collection_modifyitems(config, items):
     "Leave slow tests out unless asked for."
-    if config.getoption("--slow"): return
+    if config.getoption("--slow"):
+        return
     slow = [i for i in items if i.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [i for i in items if not i.get_closest_marker("slow")]
@@ -40,7 +50,10 @@ def pytest_collection_modifyitems(config, items):
 @pytest.fixture(scope="session")
 def shared_data():
     "The folder of real data sets; the test is skipped where there is none."
-    if not DATA.is_dir(): pytest.skip(f"no real data: {ROOT.name}/../shared/data is not there; put it there or name its folder in LONGAML_DATA")
+    if not DATA.is_dir():
+        pytest.skip(
+            f"no real data: {ROOT.name}/../shared/data is not there; put it there or name its folder in LONGAML_DATA"
+        )
     return DATA
 
 
@@ -48,6 +61,7 @@ def shared_data():
 def top(tmp_path_factory):
     "A copy of the repository, for the site."
     from tools import copy_tree
+
     return copy_tree(tmp_path_factory.mktemp("site") / "longaml")
 
 
@@ -55,4 +69,5 @@ def top(tmp_path_factory):
 def site(top):
     "The folder of the rendered pages."
     from test_docs import build
+
     return build(top)

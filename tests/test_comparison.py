@@ -1,4 +1,5 @@
 "One table for every model: the same patients for all, pieces by content, interrupted or not the same table, paired differences that are right."
+
 import itertools
 import json
 import logging
@@ -13,14 +14,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-
-from longaml.comparison import (CODE, FLOORS_OF, METRIC, MODELS, Pieces, RankTokens, cohort_hash, compare, compared_models, comparison_lines, driver_recovery, call_recovery, evaluate, plot_comparison, run_comparison, signed_rank, weights)
-from longaml.core import module_stamp
-from longaml.evaluation import FLOORS, TASKS, evaluate_state
-from longaml.forecast_evaluation import evaluate_forecast
-from longaml.preprocessing import bags, normalize, state_sets
-from longaml.simulation import simulate_cohort, write_geo
 from tools import ROOT, python
+
+from longaml.core import module_stamp
+from longaml.datasets.cohort import simulate_cohort
+from longaml.datasets.writers import write_geo
+from longaml.experiment.evaluation import (
+    CODE,
+    FLOORS_OF,
+    METRIC,
+    MODELS,
+    Pieces,
+    RankTokens,
+    call_recovery,
+    cohort_hash,
+    compare,
+    compared_models,
+    comparison_lines,
+    driver_recovery,
+    evaluate,
+    plot_comparison,
+    run_comparison,
+    signed_rank,
+    weights,
+)
+from longaml.pp.preprocessing import bags, normalize, state_sets
+from longaml.tasks.forecast import evaluate_forecast
+from longaml.tasks.timepoint import FLOORS, TASKS, evaluate_state
 
 COLUMNS = "task contrast model patient metric value chance seconds parameters".split()
 DIFFERENCES = "task contrast metric model against role patients difference low high p_value q_value verdict".split()
@@ -29,7 +49,16 @@ FEW = settings(max_examples=40, deadline=None)
 
 
 @pytest.fixture(scope="module")
-def adata(): return simulate_cohort("small", seed=2, n_patients=8, n_genes=150, n_cells=200, n_drivers=8, timepoints=("DX", "REL"))
+def adata():
+    return simulate_cohort(
+        "small",
+        seed=2,
+        n_patients=8,
+        n_genes=150,
+        n_cells=200,
+        n_drivers=8,
+        timepoints=("DX", "REL"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +76,43 @@ def finished(cohort, tmp_path_factory):
     return out, run_comparison(cohort, out, **QUICK)
 
 
-def files(out): return {p.relative_to(out).as_posix(): p.read_bytes() for p in Path(out).rglob("*") if p.is_file()}
+def files(out):
+    return {
+        p.relative_to(out).as_posix(): p.read_bytes() for p in Path(out).rglob("*") if p.is_file()
+    }
 
 
-def untimed(out): return pd.read_csv(out / "comparison.csv").drop(columns="seconds").to_csv()
+def untimed(out):
+    return pd.read_csv(out / "comparison.csv").drop(columns="seconds").to_csv()
 
 
 # ---- what is left behind
 
+
 def test_files_and_columns(finished, cohort):
     out, result = finished
     names = {k for k in files(out) if not k.startswith("pieces/")}
-    assert names == {"comparison.csv", "differences.csv", "figures/comparison-state.png", "figures/comparison-forecast.png", "run.json"}
+    assert names == {
+        "comparison.csv",
+        "differences.csv",
+        "figures/comparison-state.png",
+        "figures/comparison-forecast.png",
+        "run.json",
+    }
     table, differences = pd.read_csv(out / "comparison.csv"), pd.read_csv(out / "differences.csv")
     assert list(table.columns) == COLUMNS and list(differences.columns) == DIFFERENCES
-    assert set(zip(table["task"], table["model"])) == {(t, m) for t, ms in compared_models(QUICK["tasks"], QUICK["models"]).items() for m in ms}
-    assert len(list((out / "pieces").iterdir())) == len(table.drop_duplicates(["task", "contrast", "model"]))
+    assert set(zip(table["task"], table["model"])) == {
+        (t, m) for t, ms in compared_models(QUICK["tasks"], QUICK["models"]).items() for m in ms
+    }
+    assert len(list((out / "pieces").iterdir())) == len(
+        table.drop_duplicates(["task", "contrast", "model"])
+    )
     m = json.loads((out / "run.json").read_text())
-    assert (m["command"], m["status"], m["inputs"][0]["path"]) == ("compare", "complete", str(cohort)) and "\n".join(m["results"]["summary"]) == result["summary"]
+    assert (m["command"], m["status"], m["inputs"][0]["path"]) == (
+        "compare",
+        "complete",
+        str(cohort),
+    ) and "\n".join(m["results"]["summary"]) == result["summary"]
 
 
 def test_every_model_is_judged_on_the_same_patients(finished):
@@ -72,31 +120,47 @@ def test_every_model_is_judged_on_the_same_patients(finished):
     for (task, _), rows in t[t["metric"].isin(METRIC.values())].groupby(["task", "contrast"]):
         assert rows.groupby("model")["patient"].agg(lambda p: tuple(sorted(p))).nunique() == 1
         assert not rows.duplicated(["model", "patient"]).any()
-    floors = t[(t["metric"] == "balanced_accuracy") & t["model"].isin(["majority", "patient_lineage"])]
+    floors = t[
+        (t["metric"] == "balanced_accuracy") & t["model"].isin(["majority", "patient_lineage"])
+    ]
     assert np.allclose(floors["value"], floors["chance"])
 
 
 def test_the_values_are_those_of_the_other_commands(adata, finished):
-    "The same folds, bags and genes as la.evaluate_state and la.evaluate_forecast."
+    "The same folds, bags and genes as la.tasks.timepoint.evaluate_state and la.tasks.forecast.evaluate_forecast."
     t, bagged = finished[1]["comparison"], bags(adata)
     want = evaluate_state(bagged, ("DX", "REL"), models=["logistic", "bayesian_ridge"])
     have = t[t["task"] == "state"]
     key = ["contrast", "model", "patient", "metric"]
-    pd.testing.assert_series_equal(have.set_index(key)["value"].sort_index(), want.set_index(key)["value"].sort_index())
+    pd.testing.assert_series_equal(
+        have.set_index(key)["value"].sort_index(), want.set_index(key)["value"].sort_index()
+    )
     want = evaluate_forecast(bagged, "REL", networks=())["evaluation"]
     have = t[t["task"] == "forecast"]
-    np.testing.assert_allclose(have.set_index(key)["value"].sort_index(), want.set_index(key)["value"].sort_index(), atol=1e-5)
+    np.testing.assert_allclose(
+        have.set_index(key)["value"].sort_index(),
+        want.set_index(key)["value"].sort_index(),
+        atol=1e-5,
+    )
 
 
 def test_the_summary_says_what_the_tables_hold(finished):
     t, d, said = finished[1]["comparison"], finished[1]["differences"], finished[1]["summary"]
     acc = t[(t["metric"] == "balanced_accuracy") & (t["model"] == "logistic")]["value"]
-    assert f"  {'logistic':<16} {acc.mean():.2f}  (patients: {acc.min():.2f} to {acc.max():.2f})" in said
-    for r in d.itertuples(): assert f"{r.model} {r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}] q {r.q_value:.2g}" in said and f" {r.against}, the {r.role}: " in said
+    assert (
+        f"  {'logistic':<16} {acc.mean():.2f}  (patients: {acc.min():.2f} to {acc.max():.2f})"
+        in said
+    )
+    for r in d.itertuples():
+        assert (
+            f"{r.model} {r.difference:+.3f} [{r.low:+.3f}, {r.high:+.3f}] q {r.q_value:.2g}" in said
+            and f" {r.against}, the {r.role}: " in said
+        )
     assert "Benjamini and Hochberg" in said and "longaml perturb" in said
 
 
 # ---- interrupted, repeated, asked for more
+
 
 def test_asked_again_gives_the_same_bytes(finished, cohort):
     before = files(finished[0])
@@ -106,7 +170,7 @@ def test_asked_again_gives_the_same_bytes(finished, cohort):
 
 KILLED = """
 import os, signal, sys
-from longaml.comparison import run_comparison
+from longaml.experiment.evaluation import run_comparison
 cohort, out, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
 moved, move = [], os.replace
 def replace(a, b):
@@ -124,12 +188,23 @@ def test_killed_and_repeated(n, finished, cohort, tmp_path):
     out = tmp_path / "out"
     killed = python("-c", KILLED, cohort, out, n, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    left = {k: v for k, v in files(out).items() if k.startswith("pieces/") and not k.endswith(".part")}
-    assert len(left) == n - 1 and not (out / "comparison.csv").exists() and json.loads((out / "run.json").read_text())["status"] == "running"
+    left = {
+        k: v for k, v in files(out).items() if k.startswith("pieces/") and not k.endswith(".part")
+    }
+    assert (
+        len(left) == n - 1
+        and not (out / "comparison.csv").exists()
+        and json.loads((out / "run.json").read_text())["status"] == "running"
+    )
     run_comparison(cohort, out, **QUICK)
-    assert untimed(out) == untimed(finished[0]) and (out / "differences.csv").read_bytes() == (finished[0] / "differences.csv").read_bytes()
+    assert (
+        untimed(out) == untimed(finished[0])
+        and (out / "differences.csv").read_bytes() == (finished[0] / "differences.csv").read_bytes()
+    )
     again = files(out)
-    assert left.items() <= again.items() and not [k for k in again if k.endswith(".part")]     # what was measured before, seconds too
+    assert left.items() <= again.items() and not [
+        k for k in again if k.endswith(".part")
+    ]  # what was measured before, seconds too
     run_comparison(cohort, out, **QUICK)
     assert files(out) == again
 
@@ -141,14 +216,16 @@ def test_one_model_more_computes_that_one(adata, tmp_path):
     more = evaluate(adata, models="logistic,nmf", tasks="state", out=keep)
     assert keep.computed == 5
     assert more[more["model"] != "nmf"].reset_index(drop=True).to_csv() == first.to_csv()
-    for other in (dict(seed=1), dict(n_folds=4), dict(n_genes=100)): evaluate(adata, models="logistic", tasks="state", out=keep, **other)
+    for other in (dict(seed=1), dict(n_folds=4), dict(n_genes=100)):
+        evaluate(adata, models="logistic", tasks="state", out=keep, **other)
     assert keep.computed == 5 + 3 * 4
 
 
 def test_another_cohort_computes_everything(adata, tmp_path):
     keep, other = Pieces(tmp_path), adata.copy()
     other.X.data[0] += 1
-    for a in (adata, other, adata): evaluate(a, models="majority", tasks="state", out=keep)
+    for a in (adata, other, adata):
+        evaluate(a, models="majority", tasks="state", out=keep)
     assert keep.computed == 6
 
 
@@ -156,94 +233,178 @@ def test_a_damaged_piece_is_computed_again(adata, tmp_path, caplog):
     first = evaluate(adata, models="logistic", tasks="state", out=tmp_path)
     whole = max(tmp_path.iterdir(), key=lambda p: p.stat().st_mtime)
     whole.write_bytes(whole.read_bytes()[:60])
-    with caplog.at_level(logging.WARNING, "longaml"): again = evaluate(adata, models="logistic", tasks="state", out=tmp_path)
-    assert "damaged" in caplog.text and again.drop(columns="seconds").equals(first.drop(columns="seconds"))
+    with caplog.at_level(logging.WARNING, "longaml"):
+        again = evaluate(adata, models="logistic", tasks="state", out=tmp_path)
+    assert "damaged" in caplog.text and again.drop(columns="seconds").equals(
+        first.drop(columns="seconds")
+    )
 
 
 def test_the_hash_of_a_cohort(adata):
     h = cohort_hash(adata)
-    assert cohort_hash(normalize(adata)) == h                       # counts are what is read
-    shuffled = adata.copy(); shuffled.X = shuffled.X[:, ::-1][:, ::-1]
+    assert cohort_hash(normalize(adata)) == h  # counts are what is read
+    shuffled = adata.copy()
+    shuffled.X = shuffled.X[:, ::-1][:, ::-1]
     assert cohort_hash(shuffled) == h
     for key in ("patient", "sample", "lineage"):
-        other = adata.copy(); other.obs[key] = other.obs[key].astype(str).where(np.arange(other.n_obs) > 0, "someone else").astype("category")
+        other = adata.copy()
+        other.obs[key] = (
+            other.obs[key]
+            .astype(str)
+            .where(np.arange(other.n_obs) > 0, "someone else")
+            .astype("category")
+        )
         assert cohort_hash(other) != h
-    renamed = adata.copy(); renamed.var_names = ["new", *adata.var_names[1:]]
-    assert len({h, cohort_hash(renamed), cohort_hash(adata[::-1].copy()), cohort_hash(adata[:, ::-1].copy())}) == 4
+    renamed = adata.copy()
+    renamed.var_names = ["new", *adata.var_names[1:]]
+    assert (
+        len(
+            {
+                h,
+                cohort_hash(renamed),
+                cohort_hash(adata[::-1].copy()),
+                cohort_hash(adata[:, ::-1].copy()),
+            }
+        )
+        == 4
+    )
 
 
 def test_the_code_of_a_piece_is_in_its_key():
     assert module_stamp(*CODE).startswith("modules baselines comparison.evaluate")
     needed = (ROOT / "longaml" / "comparison.py").read_text()
-    for name in ("_state_piece", "_change_piece", "class RankTokens"): assert name in needed
+    for name in ("_state_piece", "_change_piece", "class RankTokens"):
+        assert name in needed
 
 
 def test_another_run_is_not_overwritten(cohort, tmp_path):
-    (tmp_path / "run").mkdir(); (tmp_path / "run" / "run.json").write_text('{"command": "run"}')
-    (tmp_path / "mine").mkdir(); (tmp_path / "mine" / "notes.txt").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"command": "run"}')
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
     before = files(tmp_path)
-    with pytest.raises(FileExistsError, match="results of longaml run"): run_comparison(cohort, tmp_path / "run")
-    with pytest.raises(ValueError, match="notes.txt but no run.json"): run_comparison(cohort, tmp_path / "mine")
-    with pytest.raises(ValueError, match="Did you mean 'logistic'"): run_comparison(cohort, tmp_path / "new", models="logistics")
-    with pytest.raises(FileNotFoundError): run_comparison(cohort / "nowhere", tmp_path / "new")
+    with pytest.raises(FileExistsError, match="results of longaml run"):
+        run_comparison(cohort, tmp_path / "run")
+    with pytest.raises(ValueError, match="notes.txt but no run.json"):
+        run_comparison(cohort, tmp_path / "mine")
+    with pytest.raises(ValueError, match="Did you mean 'logistic'"):
+        run_comparison(cohort, tmp_path / "new", models="logistics")
+    with pytest.raises(FileNotFoundError):
+        run_comparison(cohort / "nowhere", tmp_path / "new")
     assert files(tmp_path) == before and not (tmp_path / "new").exists()
 
 
 # ---- which questions there are
 
+
 def test_what_cannot_be_asked_is_listed(adata, caplog):
     five = adata[adata.obs["patient"].isin([f"AML{i}" for i in range(1, 6)])].copy()
-    with caplog.at_level(logging.WARNING, "longaml"): t = evaluate(five, models="logistic,ridge", tasks=TASKS)
-    assert set(t["task"]) == {"state"} and len(t.attrs["notes"]) == 2 and all(n in caplog.text for n in t.attrs["notes"])
-    assert any("5 patients" in n for n in t.attrs["notes"]) and any("no timepoint in between" in n for n in t.attrs["notes"])
+    with caplog.at_level(logging.WARNING, "longaml"):
+        t = evaluate(five, models="logistic,ridge", tasks=TASKS)
+    assert (
+        set(t["task"]) == {"state"}
+        and len(t.attrs["notes"]) == 2
+        and all(n in caplog.text for n in t.attrs["notes"])
+    )
+    assert any("5 patients" in n for n in t.attrs["notes"]) and any(
+        "no timepoint in between" in n for n in t.attrs["notes"]
+    )
     d = compare(t)
-    assert d["p_value"].isna().all() and d["patients"].eq(5).all() and "no test below 6 patients" in "\n".join(comparison_lines(t, d))
+    assert (
+        d["p_value"].isna().all()
+        and d["patients"].eq(5).all()
+        and "no test below 6 patients" in "\n".join(comparison_lines(t, d))
+    )
     two = adata[adata.obs["patient"].isin(["AML1", "AML2"])].copy()
-    with pytest.raises(ValueError, match="nothing can be evaluated"): evaluate(two)
+    with pytest.raises(ValueError, match="nothing can be evaluated"):
+        evaluate(two)
 
 
-@pytest.mark.parametrize("given, said", [(dict(models="paired_de"), "expected one of"), (dict(tasks=()), "no task"), (dict(tasks="states"), "Did you mean 'state'"), (dict(models="nmf", tasks="impute"), "Add that task"), (dict(device="gpu"), "device")])
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (dict(models="paired_de"), "expected one of"),
+        (dict(tasks=()), "no task"),
+        (dict(tasks="states"), "Did you mean 'state'"),
+        (dict(models="nmf", tasks="impute"), "Add that task"),
+        (dict(device="gpu"), "device"),
+    ],
+)
 def test_wrong_questions(adata, given, said):
-    with pytest.raises(ValueError, match=said): evaluate(adata, **given)
+    with pytest.raises(ValueError, match=said):
+        evaluate(adata, **given)
 
 
 def test_floors_are_always_there():
     for task in TASKS:
-        assert set(FLOORS_OF[task]) <= set(compared_models(task, [MODELS[task][-1]])[task]) and list(MODELS[task])[:3] == list(FLOORS_OF[task])
+        assert set(FLOORS_OF[task]) <= set(
+            compared_models(task, [MODELS[task][-1]])[task]
+        ) and list(MODELS[task])[:3] == list(FLOORS_OF[task])
 
 
 # ---- paired differences
+
 
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=9))
 @FEW
 def test_the_signed_rank_test_is_exact(d):
     "Against every exchange of signs, written out; ties and zeros included."
     d = np.array([x for x in d if x], dtype=float)
-    if not len(d): return
+    if not len(d):
+        return
     r = stats.rankdata(np.abs(d))
     null = np.array([r[np.array(s) > 0].sum() for s in itertools.product((1, -1), repeat=len(d))])
     seen = r[d > 0].sum()
     want = min(1, 2 * min((null <= seen + 1e-9).mean(), (null >= seen - 1e-9).mean()))
-    assert np.isclose(signed_rank(d), want) and np.isclose(signed_rank(-d), want) and np.isclose(signed_rank(np.r_[d, 0]), want)
+    assert (
+        np.isclose(signed_rank(d), want)
+        and np.isclose(signed_rank(-d), want)
+        and np.isclose(signed_rank(np.r_[d, 0]), want)
+    )
 
 
 def made(values, task="state"):
     "A table of one contrast from {model: scores}."
     metric = METRIC[task]
-    return pd.DataFrame([(task, "b_vs_a", m, f"P{i}", metric, x, 0.5) for m, v in values.items() for i, x in enumerate(v)], columns=COLUMNS[:7])
+    return pd.DataFrame(
+        [
+            (task, "b_vs_a", m, f"P{i}", metric, x, 0.5)
+            for m, v in values.items()
+            for i, x in enumerate(v)
+        ],
+        columns=COLUMNS[:7],
+    )
 
 
 def test_differences_by_hand():
     rng = np.random.default_rng(1)
-    v = {"majority": np.full(9, 0.5), "technical": rng.uniform(0.5, 0.7, 9), "logistic": rng.uniform(0.6, 0.9, 9), "nmf": rng.uniform(0.2, 0.5, 9), "transformer": rng.uniform(0.6, 0.9, 9)}
+    v = {
+        "majority": np.full(9, 0.5),
+        "technical": rng.uniform(0.5, 0.7, 9),
+        "logistic": rng.uniform(0.6, 0.9, 9),
+        "nmf": rng.uniform(0.2, 0.5, 9),
+        "transformer": rng.uniform(0.6, 0.9, 9),
+    }
     d = compare(made(v)).set_index(["model", "against"])
-    assert set(d.index) == {("logistic", "technical"), ("nmf", "technical"), ("transformer", "technical"), ("nmf", "logistic"), ("transformer", "logistic")}
+    assert set(d.index) == {
+        ("logistic", "technical"),
+        ("nmf", "technical"),
+        ("transformer", "technical"),
+        ("nmf", "logistic"),
+        ("transformer", "logistic"),
+    }
     for (m, other), r in d.iterrows():
         test = stats.ttest_rel(v[m], v[other])
-        assert np.isclose(r["difference"], (v[m] - v[other]).mean()) and np.allclose([r["low"], r["high"]], test.confidence_interval())
+        assert np.isclose(r["difference"], (v[m] - v[other]).mean()) and np.allclose(
+            [r["low"], r["high"]], test.confidence_interval()
+        )
         assert np.isclose(r["p_value"], stats.wilcoxon(v[m], v[other], method="exact").pvalue)
-    assert d.loc[("nmf", "logistic"), "verdict"] == "loses to" and d.loc[("logistic", "technical"), "verdict"] == "beats"
-    for other, part in d.groupby(level=1): np.testing.assert_allclose(part["q_value"], stats.false_discovery_control(part["p_value"]))
+    assert (
+        d.loc[("nmf", "logistic"), "verdict"] == "loses to"
+        and d.loc[("logistic", "technical"), "verdict"] == "beats"
+    )
+    for other, part in d.groupby(level=1):
+        np.testing.assert_allclose(part["q_value"], stats.false_discovery_control(part["p_value"]))
 
 
 @given(st.integers(0, 10**6))
@@ -253,26 +414,41 @@ def test_the_order_of_rows_does_not_matter(seed):
     t = made({m: rng.uniform(size=7).round(1) for m in (*FLOORS, "logistic", "nmf")})
     a, b = compare(t), compare(t.sample(frac=1, random_state=seed % 2**31))
     key = ["model", "against"]
-    pd.testing.assert_frame_equal(a.sort_values(key, ignore_index=True), b.sort_values(key, ignore_index=True))
+    pd.testing.assert_frame_equal(
+        a.sort_values(key, ignore_index=True), b.sort_values(key, ignore_index=True)
+    )
 
 
 def test_patients_that_only_one_model_has_are_left_out():
     t = made({"majority": [0.5] * 8, "logistic": np.linspace(0.5, 0.9, 8)})
     t = t[~((t["model"] == "logistic") & (t["patient"] == "P7"))]
     d = compare(t).iloc[0]
-    assert d["patients"] == 7 and np.isclose(d["difference"], np.linspace(0.5, 0.9, 8)[:7].mean() - 0.5)
+    assert d["patients"] == 7 and np.isclose(
+        d["difference"], np.linspace(0.5, 0.9, 8)[:7].mean() - 0.5
+    )
 
 
 def test_forecasts_are_held_against_own_level():
     rng = np.random.default_rng(0)
-    t = made({"no_change": rng.normal(-0.3, 0.01, 7), "mean_shift": rng.normal(-0.1, 0.01, 7), "own_level": np.zeros(7), "ridge": rng.normal(0.1, 0.01, 7)}, "forecast")
+    t = made(
+        {
+            "no_change": rng.normal(-0.3, 0.01, 7),
+            "mean_shift": rng.normal(-0.1, 0.01, 7),
+            "own_level": np.zeros(7),
+            "ridge": rng.normal(0.1, 0.01, 7),
+        },
+        "forecast",
+    )
     d = compare(t)
-    assert d[["model", "against", "role", "verdict"]].to_numpy().tolist() == [["ridge", "own_level", "best floor and regression", "beats"]]
+    assert d[["model", "against", "role", "verdict"]].to_numpy().tolist() == [
+        ["ridge", "own_level", "best floor and regression", "beats"]
+    ]
     t.loc[t["model"] == "no_change", "value"] = 0.05
     assert compare(t)["against"].tolist() == ["no_change", "own_level"]
 
 
 # ---- rank tokens
+
 
 def test_rank_tokens_read_the_order_of_genes_above_the_mean(adata):
     sets = state_sets(bags(adata), ("DX", "REL"))
@@ -280,17 +456,25 @@ def test_rank_tokens_read_the_order_of_genes_above_the_mean(adata):
     p = model.predict_proba(sets)
     assert p.shape == (*sets.mask.shape, 2) and np.allclose(p.sum(-1), 1)
     np.testing.assert_array_equal(p, RankTokens(k=20).fit(sets, seed=3).predict_proba(sets))
-    np.testing.assert_allclose(model.predict_proba(replace(sets, x=3 * sets.x)), p, atol=1e-6)      # how far does not matter
+    np.testing.assert_allclose(
+        model.predict_proba(replace(sets, x=3 * sets.x)), p, atol=1e-6
+    )  # how far does not matter
     tokens = model._tokens(sets, sets.mask).tokens
-    assert tokens.shape == (sets.mask.sum(), 21) and weights(model) == sum(w.numel() for w in model.fitted.model.parameters())
+    assert tokens.shape == (sets.mask.sum(), 21) and weights(model) == sum(
+        w.numel() for w in model.fitted.model.parameters()
+    )
     assert set(model.fitted.seen) == set(sets.patients)
 
 
 def test_rank_tokens_of_missing_bags_and_silent_genes(adata):
-    three = simulate_cohort("small", seed=3, n_patients=9, n_genes=150, n_drivers=8, missing=0.0, composition=0.0)
+    three = simulate_cohort(
+        "small", seed=3, n_patients=9, n_genes=150, n_drivers=8, missing=0.0, composition=0.0
+    )
     sets = state_sets(bags(three), ("DX", "REM", "REL"))
     x, mask, y = sets.x.copy(), sets.mask.copy(), sets.y.copy()
-    x[..., 0] = 0; mask[0, 1] = False; y[0, 1] = -1
+    x[..., 0] = 0
+    mask[0, 1] = False
+    y[0, 1] = -1
     sets = replace(sets, x=x, mask=mask, y=y)
     p = RankTokens(k=10).fit(sets).predict_proba(sets)
     assert np.isfinite(p).all() and np.allclose(p[0, 1], 1 / 3)
@@ -298,9 +482,12 @@ def test_rank_tokens_of_missing_bags_and_silent_genes(adata):
 
 # ---- drivers and figures
 
+
 def test_recovery_beside_chance_and_abundance():
     t = driver_recovery([5], "small", "paired_de,logistic,network_degree", n_genes=100)
-    assert set(t["method"]) == {"paired_de", "logistic", "network_degree", "abundance"} and set(t["kind"]) == {"marginal", "interaction"}
+    assert set(t["method"]) == {"paired_de", "logistic", "network_degree", "abundance"} and set(
+        t["kind"]
+    ) == {"marginal", "interaction"}
     assert np.allclose(t["chance"], 12 / 400) and t["average_precision"].between(0, 1).all()
     mean = t.set_index(["method", "kind"])["average_precision"]
     assert mean["paired_de", "marginal"] > 10 * mean["abundance", "marginal"]
@@ -315,27 +502,45 @@ def test_the_figure_draws_every_task(finished):
     t = finished[1]["comparison"]
     for task in ("state", "forecast"):
         fig = plot_comparison(t, task=task)
-        assert [a.get_text() for a in fig.axes[0].get_yticklabels()][0] in MODELS[task] and len(fig.axes) == t[t["task"] == task]["contrast"].nunique()
-    with pytest.raises(ValueError, match="skill"): plot_comparison(t, task="forecast", metric="auroc")
-    with pytest.raises(KeyError, match="la.evaluate"): plot_comparison(t.drop(columns="chance"))
+        assert [a.get_text() for a in fig.axes[0].get_yticklabels()][0] in MODELS[task] and len(
+            fig.axes
+        ) == t[t["task"] == task]["contrast"].nunique()
+    with pytest.raises(ValueError, match="skill"):
+        plot_comparison(t, task="forecast", metric="auroc")
+    with pytest.raises(KeyError, match="la.experiment.evaluate"):
+        plot_comparison(t.drop(columns="chance"))
 
 
 # ---- real data, every model
 
+
 def test_glioblastoma_by_one_call(shared_data, tmp_path):
     "Five patients, control and panobinostat: every model of the state task; too few patients for a forecast or a test, and it says so."
-    read = dict(patient_key="patient_id", timepoint_key="condition", timepoints=["ctrl", "panobinostat"])
-    result = run_comparison(shared_data / "glioblastoma_panobinostat.h5ad", tmp_path / "out", read=read)
+    read = dict(
+        patient_key="patient_id", timepoint_key="condition", timepoints=["ctrl", "panobinostat"]
+    )
+    result = run_comparison(
+        shared_data / "glioblastoma_panobinostat.h5ad", tmp_path / "out", read=read
+    )
     t, d = result["comparison"], result["differences"]
     acc = t[t["metric"] == "balanced_accuracy"].groupby("model")["value"].agg(["mean", "count"])
     assert set(acc.index) == set(MODELS["state"]) and (acc["count"] == 5).all()
-    assert acc.loc["logistic", "mean"] > 0.9 and acc.loc["majority", "mean"] == 0.5      # a drug that changes everything
-    assert d["p_value"].isna().all() and "forecast, panobinostat: not evaluated (5 patients" in result["summary"]
+    assert (
+        acc.loc["logistic", "mean"] > 0.9 and acc.loc["majority", "mean"] == 0.5
+    )  # a drug that changes everything
+    assert (
+        d["p_value"].isna().all()
+        and "forecast, panobinostat: not evaluated (5 patients" in result["summary"]
+    )
     before = files(tmp_path / "out")
-    for p in sorted((tmp_path / "out" / "pieces").iterdir())[::3]: p.unlink()
+    for p in sorted((tmp_path / "out" / "pieces").iterdir())[::3]:
+        p.unlink()
     table = untimed(tmp_path / "out")
     run_comparison(shared_data / "glioblastoma_panobinostat.h5ad", tmp_path / "out", read=read)
-    assert untimed(tmp_path / "out") == table and (tmp_path / "out" / "differences.csv").read_bytes() == before["differences.csv"]
+    assert (
+        untimed(tmp_path / "out") == table
+        and (tmp_path / "out" / "differences.csv").read_bytes() == before["differences.csv"]
+    )
 
 
 @pytest.mark.slow
@@ -343,7 +548,8 @@ def test_everything_on_a_simulated_cohort(tmp_path):
     write_geo(simulate_cohort("small", seed=1000, n_patients=12), tmp_path / "cohort")
     result = run_comparison(tmp_path / "cohort", tmp_path / "out", tasks=TASKS)
     t = result["comparison"]
-    for task in TASKS: assert set(t[t["task"] == task]["model"]) == set(MODELS[task])
+    for task in TASKS:
+        assert set(t[t["task"] == task]["model"]) == set(MODELS[task])
     assert t["value"].notna().all() and (t["seconds"] >= 0).all()
     shutil.rmtree(tmp_path / "out" / "figures")
     again = files(tmp_path / "out")

@@ -1,4 +1,5 @@
 "The site: nbdev makes the pages and smalldocs renders them, on a copy; then every link, anchor and picture is followed. `python tests/test_docs.py` leaves it in _docs."
+
 import ast
 import json
 import re
@@ -9,7 +10,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
-import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -26,6 +26,7 @@ if __name__ == "__main__":
 
 class Links(HTMLParser):
     "The ids of a page, what it links to, and what it shows."
+
     def __init__(self, text):
         super().__init__()
         self.ids, self.hrefs, self.pictures = set(), [], []
@@ -33,18 +34,25 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
-        if a.get("id"): self.ids.add(a["id"])
-        if tag == "a" and a.get("name"): self.ids.add(a["name"])
-        if tag in ("a", "link") and a.get("href"): self.hrefs.append(a["href"])
-        if tag in ("img", "script", "source") and a.get("src"): self.pictures.append(a["src"])
+        if a.get("id"):
+            self.ids.add(a["id"])
+        if tag == "a" and a.get("name"):
+            self.ids.add(a["name"])
+        if tag in ("a", "link") and a.get("href"):
+            self.hrefs.append(a["href"])
+        if tag in ("img", "script", "source") and a.get("src"):
+            self.pictures.append(a["src"])
 
 
 def page_name(nb):
     "Take `output-file` out of a page's front matter, which smalldocs does not read, and name the page by it, as Quarto does."
     cells = json.loads(nb.read_text())
     for cell in cells["cells"]:
-        found = cell["cell_type"] == "raw" and re.search(r"^output-file: (\S+)\n", source := "".join(cell["source"]), re.M)
-        if not found: continue
+        found = cell["cell_type"] == "raw" and re.search(
+            r"^output-file: (\S+)\n", source := "".join(cell["source"]), re.M
+        )
+        if not found:
+            continue
         cell["source"] = source.replace(found[0], "")
         nb.unlink()
         new = nb.with_name(found[1]).with_suffix(".ipynb")
@@ -59,52 +67,97 @@ def build(top):
     done = python("-c", PROC, cwd=top, timeout=600)
     proc = top / "_proc"
     made = {p.relative_to(proc).as_posix() for p in proc.rglob("*.ipynb")}
-    assert done.returncode == 0 and made == set(notebooks(top)), f"pages missing: {set(notebooks(top)) - made}\n{done.stderr[-1500:]}"
+    assert done.returncode == 0 and made == set(notebooks(top)), (
+        f"pages missing: {set(notebooks(top)) - made}\n{done.stderr[-1500:]}"
+    )
     names = {nb: page_name(proc / nb).relative_to(proc).as_posix() for nb in sorted(made)}
-    renamed = [(re.compile(rf"(?<![\w/])((?:[\w.-]+/)*){re.escape(Path(a).name)}"), rf"\g<1>{Path(b).name}") for a, b in names.items() if a != b]
-    for f in [top / "_quarto.yml", *proc.rglob("*.ipynb"), *proc.rglob("*.qmd"), *proc.rglob("*.md")]:  # links name the notebook; Quarto finds its page
+    renamed = [
+        (
+            re.compile(rf"(?<![\w/])((?:[\w.-]+/)*){re.escape(Path(a).name)}"),
+            rf"\g<1>{Path(b).name}",
+        )
+        for a, b in names.items()
+        if a != b
+    ]
+    for f in [
+        top / "_quarto.yml",
+        *proc.rglob("*.ipynb"),
+        *proc.rglob("*.qmd"),
+        *proc.rglob("*.md"),
+    ]:  # links name the notebook; Quarto finds its page
         text = f.read_text()
-        for old, new in renamed: text = old.sub(new, text)
+        for old, new in renamed:
+            text = old.sub(new, text)
         f.write_text(text)
-    done = subprocess.run([sys.executable, "-m", "smalldocs.cli", "render", "--strict", str(proc)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "smalldocs.cli", "render", "--strict", str(proc)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-5000:]
     return proc / "_docs"
 
 
-def settings(top): return dict(l.split(" = ", 1) for l in (top / "settings.ini").read_text().splitlines() if " = " in l and not l.startswith("#"))
+def settings(top):
+    return dict(
+        l.split(" = ", 1)
+        for l in (top / "settings.ini").read_text().splitlines()
+        if " = " in l and not l.startswith("#")
+    )
 
 
 def fault(link, page, pages, top):
     "What is wrong with a link of a page, or nothing. Links to the site and to the repository are held to the files here; other addresses are not visited."
     cfg = settings(top)
     base, git = cfg["doc_host"] + cfg["doc_baseurl"] + "/", cfg["git_url"]
-    if re.match(r"data:|mailto:|javascript:", link): return None
-    if link.startswith(f"{git}/blob/"): return repository_fault(unquote(link.removeprefix(f"{git}/blob/")), cfg["branch"], top)
-    if not (full := urljoin(base + page, link)).startswith(base): return None if urlsplit(full).netloc else "no host"
+    if re.match(r"data:|mailto:|javascript:", link):
+        return None
+    if link.startswith(f"{git}/blob/"):
+        return repository_fault(unquote(link.removeprefix(f"{git}/blob/")), cfg["branch"], top)
+    if not (full := urljoin(base + page, link)).startswith(base):
+        return None if urlsplit(full).netloc else "no host"
     path, _, anchor = unquote(full.removeprefix(base)).partition("#")
     path = path.partition("?")[0]
-    if path == "" or path.endswith("/"): path += "index.html"
-    if path not in pages: return "no such file"
-    if anchor and pages[path] is not None and anchor not in pages[path].ids: return "no such anchor"
+    if path == "" or path.endswith("/"):
+        path += "index.html"
+    if path not in pages:
+        return "no such file"
+    if anchor and pages[path] is not None and anchor not in pages[path].ids:
+        return "no such anchor"
 
 
 def repository_fault(path, branch, top):
     "What is wrong with a link to a file of the repository, and a line in it."
     path, _, line = path.partition("#L")
     file = top / path.removeprefix(f"{branch}/")
-    if not path.startswith(f"{branch}/") or not file.is_file(): return "no such file in the repository"
-    if line and not (line.isdigit() and 1 <= int(line) <= len(file.read_text().splitlines())): return "no such line"
+    if not path.startswith(f"{branch}/") or not file.is_file():
+        return "no such file in the repository"
+    if line and not (line.isdigit() and 1 <= int(line) <= len(file.read_text().splitlines())):
+        return "no such line"
 
 
-def read_site(site): return {p.relative_to(site).as_posix(): Links(p.read_text()) if p.suffix == ".html" else None for p in site.rglob("*") if p.is_file()}
+def read_site(site):
+    return {
+        p.relative_to(site).as_posix(): Links(p.read_text()) if p.suffix == ".html" else None
+        for p in site.rglob("*")
+        if p.is_file()
+    }
 
 
 def faults(site, top):
     "Every broken link, anchor and picture of a site."
     pages = read_site(site)
-    links = [(page, link) for page, found in pages.items() if found for link in dict.fromkeys(found.hrefs + found.pictures)]
+    links = [
+        (page, link)
+        for page, found in pages.items()
+        if found
+        for link in dict.fromkeys(found.hrefs + found.pictures)
+    ]
     assert len(links) > 10 * len([p for p in pages.values() if p])  # the sidebar alone has more
-    return [f"{page}: {link}: {why}" for page, link in links if (why := fault(link, page, pages, top))]
+    return [
+        f"{page}: {link}: {why}" for page, link in links if (why := fault(link, page, pages, top))
+    ]
 
 
 def test_every_link_anchor_and_picture_resolves(site, top):
@@ -115,9 +168,27 @@ def test_broken_links_are_seen(site, top, tmp_path):
     broken = shutil.copytree(site, tmp_path / "site")
     page = broken / "core.html"
     home = "https://longaml.github.io/longaml"
-    added = ["nowhere.html", "index.html#nowhere", f"{home}/core.html#nowhere", f"{home}/nowhere.html", "https://github.com/longaml/longaml/blob/main/longaml/core.py#L99999"]
-    fine = ["index.html", f"{home}/core.html#check_cohort", f"{home}/", "https://example.org/x#y", "https://github.com/longaml/longaml/blob/main/longaml/core.py#L1"]
-    page.write_text(page.read_text().replace("</body>", "".join(f'<a href="{l}">x</a>' for l in added + fine) + '<img src="nowhere.png"></body>'))
+    added = [
+        "nowhere.html",
+        "index.html#nowhere",
+        f"{home}/core.html#nowhere",
+        f"{home}/nowhere.html",
+        "https://github.com/longaml/longaml/blob/main/longaml/core.py#L99999",
+    ]
+    fine = [
+        "index.html",
+        f"{home}/core.html#check_cohort",
+        f"{home}/",
+        "https://example.org/x#y",
+        "https://github.com/longaml/longaml/blob/main/longaml/core.py#L1",
+    ]
+    page.write_text(
+        page.read_text().replace(
+            "</body>",
+            "".join(f'<a href="{l}">x</a>' for l in added + fine)
+            + '<img src="nowhere.png"></body>',
+        )
+    )
     assert len(set(faults(broken, top)) - set(faults(site, top))) == len(added) + 1
 
 
@@ -132,44 +203,80 @@ def public(top):
     "Where nbdev says that every public function and class is shown: links into the site."
     for module, names in symbols(top).items():
         tree = ast.parse((top / (module.replace(".", "/") + ".py")).read_text())
-        listed = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"), [])
-        yield from (link for name, (link, _) in names.items() if name.removeprefix(f"{module}.") in listed)
+        listed = next(
+            (
+                ast.literal_eval(n.value)
+                for n in tree.body
+                if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"
+            ),
+            [],
+        )
+        yield from (
+            link for name, (link, _) in names.items() if name.removeprefix(f"{module}.") in listed
+        )
 
 
 def test_every_public_function_has_its_place(site, top):
     pages, links = read_site(site), list(public(top))
     assert len(links) > 15 and {"core.html#check_cohort", "core.html#atomic_path"} <= set(links)
-    missing = [link for link in links if (p := link.partition("#"))[0] not in pages or p[2] not in pages[p[0]].ids]
+    missing = [
+        link
+        for link in links
+        if (p := link.partition("#"))[0] not in pages or p[2] not in pages[p[0]].ids
+    ]
     assert not missing, f"functions without their place on the site: {missing}"
 
 
 def test_names_as_they_are_typed_lead_to_their_page(site, top):
     "`la.NAME` in a notebook's prose is a link; in headings, code and docstrings it is not."
     import longaml
+
     shown = {n.removeprefix(f"{module}.") for module, names in symbols(top).items() for n in names}
     names = shown & set(longaml.__all__)
     linked, bare = 0, []
-    left_out = {p.relative_to(ROOT / "nbs").with_suffix("").as_posix() for p in (ROOT / "nbs").rglob("*.qmd")} | {"init"}   # not notebooks; and the list of docstrings
+    left_out = {
+        p.relative_to(ROOT / "nbs").with_suffix("").as_posix()
+        for p in (ROOT / "nbs").rglob("*.qmd")
+    } | {"init"}  # not notebooks; and the list of docstrings
     for page in site.rglob("*.html"):
-        if page.stem in left_out: continue
-        text = re.sub(r"(?s)<pre.*?</pre>|<h[1-6].*?</h[1-6]>|<nav.*?</nav>|<script.*?</script>|<p><em>.*?</em></p>", "", page.read_text())
+        if page.stem in left_out:
+            continue
+        text = re.sub(
+            r"(?s)<pre.*?</pre>|<h[1-6].*?</h[1-6]>|<nav.*?</nav>|<script.*?</script>|<p><em>.*?</em></p>",
+            "",
+            page.read_text(),
+        )
         for a, name in re.findall(r"(<a [^>]*>)?<code[^>]*>la\.(\w+)", text):
-            if name not in names: continue
+            if name not in names:
+                continue
             linked += bool(a)
-            if not a: bare.append(f"{page.name}: la.{name}")
+            if not a:
+                bare.append(f"{page.name}: la.{name}")
     assert linked > 40 and not bare, bare
 
 
 def test_site_has_two_themes_and_its_sections(site):
     text = (site / "index.html").read_text()
     conf = yaml.safe_load((ROOT / "_quarto.yml").read_text())
-    for theme in conf["format"]["html"]["theme"].values(): assert f"{theme}.min.css" in text
-    for name in ("Start", "Tutorials", "Models", "Reference", "Benchmarks", "Citation", "Contributing", "Changelog"): assert name in text
+    for theme in conf["format"]["html"]["theme"].values():
+        assert f"{theme}.min.css" in text
+    for name in (
+        "Start",
+        "Tutorials",
+        "Models",
+        "Reference",
+        "Benchmarks",
+        "Citation",
+        "Contributing",
+        "Changelog",
+    ):
+        assert name in text
     assert "Unreleased" in (site / "changelog.html").read_text()
 
 
 if __name__ == "__main__":
     import tempfile
+
     with tempfile.TemporaryDirectory() as tmp:
         made = build(copy_tree(Path(tmp) / "longaml"))
         shutil.rmtree(ROOT / "_docs", ignore_errors=True)

@@ -1,4 +1,5 @@
 "Methods that need an extra; the development environment has them, a user's may not."
+
 import numpy as np
 import pytest
 
@@ -7,27 +8,44 @@ import longaml as la
 
 @pytest.fixture(scope="module")
 def blasts():
-    cohort = la.simulate_cohort("small", seed=2, n_genes=200, n_drivers=8)
-    return cohort, la.pseudobulk(cohort, thinned=False)
+    cohort = la.datasets.simulate_cohort("small", seed=2, n_genes=200, n_drivers=8)
+    return cohort, la.pp.pseudobulk(cohort, thinned=False)
 
 
 def test_deseq2_agrees_with_the_paired_test_on_planted_drivers(blasts):
     pytest.importorskip("pydeseq2")
     cohort, bulk = blasts
-    found = la.deseq2(bulk, ("REL", "DX"), lineage="HSC malignant").set_index("gene")
+    found = la.tl.deseq2(bulk, ("REL", "DX"), lineage="HSC malignant").set_index("gene")
     truth = cohort.uns["truth"].loc[found.index]
     planted = truth["kind"] == "marginal"
-    ours = la.moderated_t(la.paired_differences(la.pseudobulk(cohort), ("REL", "DX"), lineage="HSC malignant")[list(found.index)])[0]
-    assert list(found.columns) == ["contrast", "lineage", "patients", "log2_fold_change", "statistic", "p_value", "q_value"]
-    assert np.corrcoef(found["log2_fold_change"][planted], truth["log2_fold_change"][planted])[0, 1] > 0.9
+    ours = la.tl.differential_expression.moderated_t(
+        la.tl.differential_expression.paired_differences(
+            la.pp.pseudobulk(cohort), ("REL", "DX"), lineage="HSC malignant"
+        )[list(found.index)]
+    )[0]
+    assert list(found.columns) == [
+        "contrast",
+        "lineage",
+        "patients",
+        "log2_fold_change",
+        "statistic",
+        "p_value",
+        "q_value",
+    ]
+    assert (
+        np.corrcoef(found["log2_fold_change"][planted], truth["log2_fold_change"][planted])[0, 1]
+        > 0.9
+    )
     assert np.corrcoef(found["statistic"], ours)[0, 1] > 0.7
 
 
 def test_deseq2_refuses_a_lineage_that_is_not_there(blasts):
     pytest.importorskip("pydeseq2")
-    with pytest.raises(ValueError, match="Did you mean 'HSC malignant'"): la.deseq2(blasts[1], ("REL", "DX"), lineage="HSC malignat")
+    with pytest.raises(ValueError, match="Did you mean 'HSC malignant'"):
+        la.tl.deseq2(blasts[1], ("REL", "DX"), lineage="HSC malignat")
 
 
 def test_a_missing_extra_is_named(monkeypatch, blasts):
     monkeypatch.setitem(__import__("sys").modules, "pydeseq2", None)
-    with pytest.raises(ImportError, match=r"longaml\[deseq2\]"): la.deseq2(blasts[1], ("REL", "DX"), lineage="HSC malignant")
+    with pytest.raises(ImportError, match=r"longaml\[deseq2\]"):
+        la.tl.deseq2(blasts[1], ("REL", "DX"), lineage="HSC malignant")

@@ -1,4 +1,5 @@
 "Factors and Bayesian ridge: fits see training patients only, posteriors are the reference's, planted modules come back. Differential expression as a whole run."
+
 import json
 
 import anndata as ad
@@ -11,14 +12,22 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import nnls
 from sklearn.linear_model import BayesianRidge as Reference
+from tools import ROOT, python
 
 import longaml as la
-from longaml.baselines import held_out_proba, patient_accuracy
 from longaml.core import rng_for
-from longaml.expression_evaluation import de_audit, de_coverage, de_lines, de_stability, de_table, run_de
-from longaml.factors import BayesianRidge, FactorModel, activities, bayesian_ridge, chosen_k, coefficient_table, factor_changes, factor_stability, fit_factors, leading_genes
-from longaml.inference import held_out_scorer, observed_assignment
-from tools import ROOT, python
+from longaml.experiment.de import de_audit, de_coverage, de_lines, de_stability, de_table, run_de
+from longaml.models.baselines import held_out_proba, patient_accuracy
+from longaml.models.classical import BayesianRidge, FactorModel, bayesian_ridge, coefficient_table
+from longaml.tl.factors import (
+    activities,
+    chosen_k,
+    factor_changes,
+    factor_stability,
+    fit_factors,
+    leading_genes,
+)
+from longaml.tl.permutation import held_out_scorer, observed_assignment
 
 FEW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SEEDS = st.integers(0, 10**6)
@@ -26,18 +35,26 @@ SEEDS = st.integers(0, 10**6)
 
 # ---- the ridge
 
+
 @given(seed=SEEDS, rows=st.integers(30, 60), genes=st.integers(3, 90), weighted=st.booleans())
 @FEW
 def test_the_posterior_is_the_references(seed, rows, genes, weighted):
     "Mean and standard deviation among the rows are scikit-learn's among the genes, at the precisions that it found."
     rng = rng_for(seed)
     x, weight = rng.normal(size=(rows, genes)), rng.gamma(2, 0.5, rows) if weighted else None
-    if weighted: weight *= rows / weight.sum()
+    if weighted:
+        weight *= rows / weight.sum()
     y = x @ rng.normal(0, 1 / np.sqrt(genes), genes) + rng.normal(0, 1.0, rows)
-    theirs = Reference(fit_intercept=False, tol=1e-12, max_iter=5000).fit(x, y, sample_weight=weight)
+    theirs = Reference(fit_intercept=False, tol=1e-12, max_iter=5000).fit(
+        x, y, sample_weight=weight
+    )
     ours = bayesian_ridge(x, y, weight=weight, ratio=theirs.lambda_ / theirs.alpha_)
-    np.testing.assert_allclose(ours.mean[:, 0], theirs.coef_, atol=1e-6 * max(np.abs(theirs.coef_).max(), 1))
-    np.testing.assert_allclose(ours.sd * np.sqrt(ours.lam / theirs.lambda_), np.sqrt(np.diag(theirs.sigma_)), rtol=1e-5)
+    np.testing.assert_allclose(
+        ours.mean[:, 0], theirs.coef_, atol=1e-6 * max(np.abs(theirs.coef_).max(), 1)
+    )
+    np.testing.assert_allclose(
+        ours.sd * np.sqrt(ours.lam / theirs.lambda_), np.sqrt(np.diag(theirs.sigma_)), rtol=1e-5
+    )
 
 
 @given(seed=SEEDS, genes=st.integers(3, 40))
@@ -46,7 +63,10 @@ def test_the_evidence_settles_where_the_references_does(seed, genes):
     rng = rng_for(seed)
     x = rng.normal(size=(80, genes))
     y = x @ rng.normal(0, 1 / np.sqrt(genes), genes) + rng.normal(0, 1.0, 80)
-    ours, theirs = bayesian_ridge(x, y), Reference(fit_intercept=False, tol=1e-12, max_iter=20000).fit(x, y)
+    ours, theirs = (
+        bayesian_ridge(x, y),
+        Reference(fit_intercept=False, tol=1e-12, max_iter=20000).fit(x, y),
+    )
     np.testing.assert_allclose([ours.alpha, ours.lam], [theirs.alpha_, theirs.lambda_], rtol=1e-4)
     np.testing.assert_allclose(ours.mean[:, 0], theirs.coef_, atol=1e-5)
 
@@ -55,17 +75,29 @@ def test_the_evidence_settles_where_the_references_does(seed, genes):
 @FEW
 def test_a_given_ratio_is_plain_ridge(seed, rows, genes, outputs):
     rng, ratio = rng_for(seed), 0.7
-    x, y, w = rng.normal(size=(rows, genes)), rng.normal(size=(rows, outputs)), rng.gamma(2, 1, rows)
+    x, y, w = (
+        rng.normal(size=(rows, genes)),
+        rng.normal(size=(rows, outputs)),
+        rng.gamma(2, 1, rows),
+    )
     w *= rows / w.sum()
     p = bayesian_ridge(x, y, weight=w, ratio=ratio)
     inverse = np.linalg.inv(x.T @ (w[:, None] * x) + ratio * np.eye(genes))
     np.testing.assert_allclose(p.mean, inverse @ x.T @ (w[:, None] * y), atol=1e-8)
     np.testing.assert_allclose(p.sd**2, np.diag(inverse) * ratio / p.lam, rtol=1e-6)
-    np.testing.assert_allclose(p.variance(x) - 1 / p.alpha, ((x @ inverse) * x).sum(1) * ratio / p.lam, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(
+        p.variance(x) - 1 / p.alpha,
+        ((x @ inverse) * x).sum(1) * ratio / p.lam,
+        rtol=1e-5,
+        atol=1e-12,
+    )
 
 
 def test_weights_that_stand_for_less_than_the_rows_span_are_refused():
-    with pytest.raises(ValueError, match="weights sum to 1 observations; the rows span 5 directions"): bayesian_ridge(rng_for(0).normal(size=(5, 9)), np.arange(5.0), weight=np.full(5, 0.2))
+    with pytest.raises(
+        ValueError, match="weights sum to 1 observations; the rows span 5 directions"
+    ):
+        bayesian_ridge(rng_for(0).normal(size=(5, 9)), np.arange(5.0), weight=np.full(5, 0.2))
 
 
 def test_twenty_thousand_genes_are_a_matter_of_rows():
@@ -73,18 +105,29 @@ def test_twenty_thousand_genes_are_a_matter_of_rows():
     rng = rng_for(0, "large")
     x, y = rng.normal(size=(60, 20_000)), rng.normal(size=60)
     p = bayesian_ridge(x, y, ratio=2e4)
-    np.testing.assert_allclose(p.mean[:, 0], x.T @ np.linalg.solve(x @ x.T + 2e4 * np.eye(60), y), atol=1e-10)
+    np.testing.assert_allclose(
+        p.mean[:, 0], x.T @ np.linalg.solve(x @ x.T + 2e4 * np.eye(60), y), atol=1e-10
+    )
     assert p.axes.shape == (60, 20_000) and np.isfinite(p.sd).all() and (p.sd > 0).all()
 
 
 @pytest.fixture(scope="module")
-def cohort(): return la.simulate_cohort("small", seed=2)
+def cohort():
+    return la.datasets.simulate_cohort("small", seed=2)
+
 
 @pytest.fixture(scope="module")
-def sets(cohort): return la.state_sets(la.bags(cohort), ("DX", "REL"))
+def sets(cohort):
+    return la.pp.state_sets(la.pp.bags(cohort), ("DX", "REL"))
 
 
-MODELS = {"ridge": BayesianRidge, "ridge, fixed": lambda: BayesianRidge(signal=1.0), "modules": FactorModel, "modules, fixed": lambda: FactorModel(k=6, c=0.1)}
+MODELS = {
+    "ridge": BayesianRidge,
+    "ridge, fixed": lambda: BayesianRidge(signal=1.0),
+    "modules": FactorModel,
+    "modules, fixed": lambda: FactorModel(k=6, c=0.1),
+}
+
 
 @pytest.mark.parametrize("name", MODELS)
 def test_models_answer_like_the_other_baselines(name, sets):
@@ -93,61 +136,112 @@ def test_models_answer_like_the_other_baselines(name, sets):
     p = model.predict_proba(sets)
     np.testing.assert_allclose(p.sum(-1), 1, atol=1e-9)
     np.testing.assert_allclose(p[:, 0, 1], p[:, 1, 0], atol=1e-5)
-    np.testing.assert_allclose(2 * model.contributions(sets).sum(1), np.log(p[:, 1, 1] / p[:, 1, 0]), atol=1e-3)
+    np.testing.assert_allclose(
+        2 * model.contributions(sets).sum(1), np.log(p[:, 1, 1] / p[:, 1, 0]), atol=1e-3
+    )
     np.testing.assert_array_equal(MODELS[name]().fit(sets, seed=1).predict_proba(sets), p)
-    assert patient_accuracy(sets, held_out_proba(MODELS[name], sets, la.patient_folds(sets.groups, n_folds=3))).mean() > 0.55
+    assert (
+        patient_accuracy(
+            sets, held_out_proba(MODELS[name], sets, la.pp.patient_folds(sets.groups, n_folds=3))
+        ).mean()
+        > 0.55
+    )
 
 
 @pytest.mark.parametrize("name", ["ridge, fixed", "modules, fixed"])
 def test_swapped_labels_swap_the_answer(name, sets):
     "A mirror image of all libraries is the same model the other way round: nothing but labels tells the timepoints apart."
-    swapped = sets.relabel({s: {"DX": "REL", "REL": "DX"}[t] for row in sets.samples for s, t in zip(row, sets.timepoints)})
+    swapped = sets.relabel(
+        {
+            s: {"DX": "REL", "REL": "DX"}[t]
+            for row in sets.samples
+            for s, t in zip(row, sets.timepoints)
+        }
+    )
     p, q = (MODELS[name]().fit(s).predict_proba(sets) for s in (sets, swapped))
     np.testing.assert_allclose(p[..., 1], q[..., 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["ridge, fixed", "modules, fixed"])
 def test_three_timepoints(name, cohort):
-    three = la.state_sets(la.bags(cohort), ("DX", "REM", "REL"))
+    three = la.pp.state_sets(la.pp.bags(cohort), ("DX", "REM", "REL"))
     model = MODELS[name]().fit(three)
     np.testing.assert_allclose(model.predict_proba(three).sum(-1), 1, atol=1e-9)
-    assert model.contributions(three).shape == (len(three), len(three.genes)) and patient_accuracy(three, model.predict_proba(three)).mean() > 0.5
+    assert (
+        model.contributions(three).shape == (len(three), len(three.genes))
+        and patient_accuracy(three, model.predict_proba(three)).mean() > 0.5
+    )
 
 
 @pytest.mark.parametrize("name", ["ridge, fixed", "modules, fixed"])
 def test_a_gene_that_never_varies_says_nothing(name, sets):
-    quiet = la.Sequences(**{**vars(sets), "x": sets.x.copy()})
+    quiet = la.pp.Sequences(**{**vars(sets), "x": sets.x.copy()})
     quiet.x[..., :7] = 0
     model = MODELS[name]().fit(quiet)
-    assert np.abs(model.contributions(sets)[:, :7]).max() == 0 and np.isfinite(model.predict_proba(sets)).all()
+    assert (
+        np.abs(model.contributions(sets)[:, :7]).max() == 0
+        and np.isfinite(model.predict_proba(sets)).all()
+    )
 
 
 def test_more_bags_are_not_more_certainty(cohort):
     "Five bags of a library or one: as many observations, so that standard deviations hardly move."
-    sd = [coefficient_table(BayesianRidge(signal=1.0).fit(la.state_sets(la.bags(cohort, max_bags=n), ("DX", "REL"))))["sd"].median() for n in (1, 5)]
+    sd = [
+        coefficient_table(
+            BayesianRidge(signal=1.0).fit(
+                la.pp.state_sets(la.pp.bags(cohort, max_bags=n), ("DX", "REL"))
+            )
+        )["sd"].median()
+        for n in (1, 5)
+    ]
     assert 0.8 < sd[1] / sd[0] < 1.25
 
 
 def test_a_ranking_takes_the_models(sets):
     "They go through the same scorer as every ranking; a planted driver is worth more than another gene."
-    folds, truth = la.patient_folds(sets.groups, n_folds=3), observed_assignment(la.design_of(sets))
-    kind = la.simulate_cohort("small", seed=2).uns["truth"]["kind"].to_numpy()
+    folds, truth = (
+        la.pp.patient_folds(sets.groups, n_folds=3),
+        observed_assignment(la.tl.permutation.design_of(sets)),
+    )
+    kind = la.datasets.simulate_cohort("small", seed=2).uns["truth"]["kind"].to_numpy()
     for name in ("ridge, fixed", "modules, fixed"):
         score = held_out_scorer(MODELS[name], sets, folds)([truth])[0]
-        assert stats.mannwhitneyu(score[kind == "marginal"], score[kind == "none"], alternative="greater").pvalue < 0.01
+        assert (
+            stats.mannwhitneyu(
+                score[kind == "marginal"], score[kind == "none"], alternative="greater"
+            ).pvalue
+            < 0.01
+        )
 
 
 # ---- factors
 
+
 def rows_of(seed, patients=8, genes=60, k=3):
     "Rows as from pseudobulk, with k planted modules of disjoint genes."
     rng = rng_for(seed, "rows")
-    obs = pd.DataFrame([(f"P{p}", t, f"P{p}_{t}", l, 50.0) for p in range(patients) for t in ("a", "b") for l in ("X", "Y")], columns=["patient", "timepoint", "sample", "lineage", "n_cells"])
+    obs = pd.DataFrame(
+        [
+            (f"P{p}", t, f"P{p}_{t}", l, 50.0)
+            for p in range(patients)
+            for t in ("a", "b")
+            for l in ("X", "Y")
+        ],
+        columns=["patient", "timepoint", "sample", "lineage", "n_cells"],
+    )
     obs["timepoint"] = pd.Categorical(obs["timepoint"], ["a", "b"], ordered=True)
-    obs = obs.astype({"patient": "category", "sample": "category", "lineage": "category"}).set_axis([f"r{i}" for i in range(len(obs))])
+    obs = obs.astype({"patient": "category", "sample": "category", "lineage": "category"}).set_axis(
+        [f"r{i}" for i in range(len(obs))]
+    )
     module = np.arange(genes) % k
-    x = rng.gamma(1, 1, (len(obs), k)) @ (rng.uniform(0.5, 1.5, genes) * (module == np.arange(k)[:, None])) + np.abs(rng.normal(0, 0.05, (len(obs), genes)))
-    return ad.AnnData(sp.csr_matrix(x), obs=obs, var=pd.DataFrame({"module": module}, index=[f"G{i}" for i in range(genes)]))
+    x = rng.gamma(1, 1, (len(obs), k)) @ (
+        rng.uniform(0.5, 1.5, genes) * (module == np.arange(k)[:, None])
+    ) + np.abs(rng.normal(0, 0.05, (len(obs), genes)))
+    return ad.AnnData(
+        sp.csr_matrix(x),
+        obs=obs,
+        var=pd.DataFrame({"module": module}, index=[f"G{i}" for i in range(genes)]),
+    )
 
 
 @given(seed=SEEDS, k=st.integers(2, 4))
@@ -159,7 +253,9 @@ def test_planted_modules_come_back(seed, k):
     np.testing.assert_allclose(np.linalg.norm(f.loadings, axis=1), 1)
     led = leading_genes(f, top=60 // k)
     assert list(led.columns) == ["module", "gene", "weight"]
-    found = led.assign(planted=made.var["module"].reindex(led["gene"]).to_numpy()).groupby("module")["planted"]
+    found = led.assign(planted=made.var["module"].reindex(led["gene"]).to_numpy()).groupby(
+        "module"
+    )["planted"]
     assert (found.nunique() == 1).all() and found.first().nunique() == k
 
 
@@ -170,8 +266,13 @@ def test_activities_are_the_least_squares_of_each_row(seed):
     made, f = rows_of(seed), fit_factors(rows_of(seed + 1), 3, restarts=1)
     a = activities(f, made)
     x = made.X.toarray() / f.scale
-    for i in (0, 5, 31): np.testing.assert_allclose(a.X.toarray()[i], nnls(f.loadings.to_numpy().T, x[i])[0], atol=1e-4)
-    np.testing.assert_allclose(activities(f, made[3:9]).X.toarray(), a.X.toarray()[3:9], rtol=1e-9, atol=1e-9)
+    for i in (0, 5, 31):
+        np.testing.assert_allclose(
+            a.X.toarray()[i], nnls(f.loadings.to_numpy().T, x[i])[0], atol=1e-4
+        )
+    np.testing.assert_allclose(
+        activities(f, made[3:9]).X.toarray(), a.X.toarray()[3:9], rtol=1e-9, atol=1e-9
+    )
     assert a.obs.equals(made.obs)
 
 
@@ -187,14 +288,16 @@ def test_held_out_rows_are_not_seen(seed):
     np.testing.assert_array_equal(a.loadings, b.loadings)
     np.testing.assert_array_equal(a.scale, b.scale)
     assert a.error == b.error and a.patients == b.patients == tuple(train)
-    pd.testing.assert_frame_equal(*(factor_stability(m, [3], patients=train, halves=2) for m in (made, other)))
+    pd.testing.assert_frame_equal(
+        *(factor_stability(m, [3], patients=train, halves=2) for m in (made, other))
+    )
 
 
 @pytest.mark.parametrize("make", MODELS)
 def test_no_model_sees_a_held_out_patient(make, sets):
     held = sorted(set(sets.patients))[:3]
     out = np.isin(sets.patients, held)
-    other = la.Sequences(**{**vars(sets), "x": sets.x.copy()})
+    other = la.pp.Sequences(**{**vars(sets), "x": sets.x.copy()})
     other.x[out] = rng_for(0).normal(size=other.x[out].shape) * 50
     p, q = (MODELS[make]().fit(s.take(~out)).predict_proba(sets.take(out)) for s in (sets, other))
     np.testing.assert_array_equal(p, q)
@@ -212,44 +315,89 @@ def test_changes_are_paired_t_tests():
     made = rows_of(1, patients=9)
     a = activities(fit_factors(made, 3), made)
     table = factor_changes(a)
-    assert set(table["lineage"]) == {"all", "X", "Y"} and len(table) == 9 and (table["patients"] == 9).all()
+    assert (
+        set(table["lineage"]) == {"all", "X", "Y"}
+        and len(table) == 9
+        and (table["patients"] == 9).all()
+    )
     x = a.to_df()["module 2"]
-    rows = a.obs.assign(x=x)[a.obs["lineage"] == "Y"].pivot(index="patient", columns="timepoint", values="x")
+    rows = a.obs.assign(x=x)[a.obs["lineage"] == "Y"].pivot(
+        index="patient", columns="timepoint", values="x"
+    )
     want = stats.ttest_rel(rows["b"], rows["a"])
     got = table.set_index(["lineage", "module"]).loc[("Y", "module 2")]
-    np.testing.assert_allclose([got["statistic"], got["p_value"]], [want.statistic, want.pvalue], rtol=1e-6)
+    np.testing.assert_allclose(
+        [got["statistic"], got["p_value"]], [want.statistic, want.pvalue], rtol=1e-6
+    )
     np.testing.assert_allclose(table["q_value"], stats.false_discovery_control(table["p_value"]))
 
 
 def test_leading_genes_go_to_enrichment():
     made = rows_of(2)
-    rich = la.enrichment(leading_genes(fit_factors(made, 3), top=20), {f"planted {k}": list(made.var_names[made.var["module"] == k]) for k in range(3)}, list(made.var_names))
-    assert len(rich) == 9 and (rich["q_value"] < 1e-6).sum() == 3 and (rich.head(3)["both"] == 20).all()
+    rich = la.models.interactions.enrichment(
+        leading_genes(fit_factors(made, 3), top=20),
+        {f"planted {k}": list(made.var_names[made.var["module"] == k]) for k in range(3)},
+        list(made.var_names),
+    )
+    assert (
+        len(rich) == 9
+        and (rich["q_value"] < 1e-6).sum() == 3
+        and (rich.head(3)["both"] == 20).all()
+    )
 
 
-@pytest.mark.parametrize("change,said", [
-    (lambda m: fit_factors(m, 0), "k is 0"), (lambda m: fit_factors(m, 99), "allow 1 to"), (lambda m: fit_factors(m, 2, patients=["nobody"]), "0 rows"),
-    (lambda m: fit_factors(ad.AnnData(-m.X.toarray(), obs=m.obs), 2), "zero or more"), (lambda m: fit_factors(ad.AnnData(m.X.toarray() * np.nan, obs=m.obs), 2), "missing ones"),
-    (lambda m: activities(fit_factors(m, 2, restarts=1), m[:, 5:]), "5 of 60 genes"), (lambda m: factor_stability(m[m.obs["patient"].isin(["P0", "P1", "P2"]).to_numpy()], [2]), "at least 4"),
-    (lambda m: factor_stability(m, [99]), "asked for 99 modules"), (lambda m: factor_changes(activities(fit_factors(m, 2, restarts=1), m), min_patients=50), "lower min_patients")])
+@pytest.mark.parametrize(
+    "change,said",
+    [
+        (lambda m: fit_factors(m, 0), "k is 0"),
+        (lambda m: fit_factors(m, 99), "allow 1 to"),
+        (lambda m: fit_factors(m, 2, patients=["nobody"]), "0 rows"),
+        (lambda m: fit_factors(ad.AnnData(-m.X.toarray(), obs=m.obs), 2), "zero or more"),
+        (lambda m: fit_factors(ad.AnnData(m.X.toarray() * np.nan, obs=m.obs), 2), "missing ones"),
+        (lambda m: activities(fit_factors(m, 2, restarts=1), m[:, 5:]), "5 of 60 genes"),
+        (
+            lambda m: factor_stability(
+                m[m.obs["patient"].isin(["P0", "P1", "P2"]).to_numpy()], [2]
+            ),
+            "at least 4",
+        ),
+        (lambda m: factor_stability(m, [99]), "asked for 99 modules"),
+        (
+            lambda m: factor_changes(activities(fit_factors(m, 2, restarts=1), m), min_patients=50),
+            "lower min_patients",
+        ),
+    ],
+)
 def test_what_cannot_be_done_is_said(change, said):
-    with pytest.raises((ValueError, KeyError), match=said): change(rows_of(0))
+    with pytest.raises((ValueError, KeyError), match=said):
+        change(rows_of(0))
 
 
 # ---- differential expression, a whole run
 
+
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     out = tmp_path_factory.mktemp("de") / "cohort.h5ad"
-    c = la.simulate_cohort("small", seed=4, n_patients=8, n_genes=150, n_drivers=8, cell_types=("HSC",), malignant_types=("HSC",))
+    c = la.datasets.simulate_cohort(
+        "small",
+        seed=4,
+        n_patients=8,
+        n_genes=150,
+        n_drivers=8,
+        cell_types=("HSC",),
+        malignant_types=("HSC",),
+    )
     del c.uns["truth"]
     c.write_h5ad(out)
     return out
+
 
 @pytest.fixture(scope="module")
 def done(path, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "out"
     return out, run_de(path, out)
+
 
 TABLES = ("de.csv", "coverage.csv", "audit.csv")
 
@@ -257,60 +405,142 @@ TABLES = ("de.csv", "coverage.csv", "audit.csv")
 def test_a_run_fills_its_tables(done, path):
     out, result = done
     de, cover, audit = (pd.read_csv(out / n) for n in TABLES)
-    assert list(de.columns) == ["contrast", "lineage", "gene", "patients", "log2_fold_change", "statistic", "p_value", "q_value"]
-    assert set(de["contrast"]) <= {"REL_vs_DX", "REM_vs_DX", "REL_vs_REM"} and "all" in set(de["lineage"])
+    assert list(de.columns) == [
+        "contrast",
+        "lineage",
+        "gene",
+        "patients",
+        "log2_fold_change",
+        "statistic",
+        "p_value",
+        "q_value",
+    ]
+    assert set(de["contrast"]) <= {"REL_vs_DX", "REM_vs_DX", "REL_vs_REM"} and "all" in set(
+        de["lineage"]
+    )
     tested = cover[cover["tested"]]
-    assert set(zip(tested["contrast"], tested["lineage"])) == set(zip(de["contrast"], de["lineage"])) == set(zip(audit["contrast"], audit["lineage"])) - {("all", "all")}
-    assert (cover.loc[~cover["tested"], "patients"] < 3).all() and cover.loc[~cover["tested"], "why"].str.contains("3 are needed").all() and (cover["patients"] <= cover["patients_with_cells"]).all()
+    assert (
+        set(zip(tested["contrast"], tested["lineage"]))
+        == set(zip(de["contrast"], de["lineage"]))
+        == set(zip(audit["contrast"], audit["lineage"])) - {("all", "all")}
+    )
+    assert (
+        (cover.loc[~cover["tested"], "patients"] < 3).all()
+        and cover.loc[~cover["tested"], "why"].str.contains("3 are needed").all()
+        and (cover["patients"] <= cover["patients_with_cells"]).all()
+    )
     for (c, l), r in de.groupby(["contrast", "lineage"]):
         assert r["gene"].nunique() == len(r) == 150 and r["p_value"].is_monotonic_increasing
-        np.testing.assert_allclose(r["q_value"], stats.false_discovery_control(r["p_value"]), rtol=1e-8)
-        assert (r["patients"] == cover.set_index(["contrast", "lineage"]).loc[(c, l), "patients"]).all()
+        np.testing.assert_allclose(
+            r["q_value"], stats.false_discovery_control(r["p_value"]), rtol=1e-8
+        )
+        assert (
+            r["patients"] == cover.set_index(["contrast", "lineage"]).loc[(c, l), "patients"]
+        ).all()
     assert (np.sign(de["statistic"]) == np.sign(de["log2_fold_change"])).all()
     few = audit[audit["verdict"] == "underpowered"].set_index(["contrast", "lineage"])
-    for key, n in de.groupby(["contrast", "lineage"])["patients"].first().items(): assert few.loc[key, "value"] == n and str(few.loc[key, "holds"]) == str(n < 6)
+    for key, n in de.groupby(["contrast", "lineage"])["patients"].first().items():
+        assert few.loc[key, "value"] == n and str(few.loc[key, "holds"]) == str(n < 6)
     record = json.loads((out / "run.json").read_text())
-    assert record["status"] == "complete" and record["command"] == "de" and record["params"]["min_patients"] == 3
-    assert record["results"]["summary"] == result["summary"].splitlines() and "not tested" in result["summary"] and "genes at q < 0.1" in result["summary"]
-    assert len(list((out / "figures").glob("volcano-*.png"))) == len(tested) and len(list((out / "figures").glob("qq-*.png"))) == tested["contrast"].nunique() and (out / "figures" / "audit.png").exists()
+    assert (
+        record["status"] == "complete"
+        and record["command"] == "de"
+        and record["params"]["min_patients"] == 3
+    )
+    assert (
+        record["results"]["summary"] == result["summary"].splitlines()
+        and "not tested" in result["summary"]
+        and "genes at q < 0.1" in result["summary"]
+    )
+    assert (
+        len(list((out / "figures").glob("volcano-*.png"))) == len(tested)
+        and len(list((out / "figures").glob("qq-*.png"))) == tested["contrast"].nunique()
+        and (out / "figures" / "audit.png").exists()
+    )
 
 
 def test_same_seed_same_bytes_and_resume(done, path, tmp_path):
     again = tmp_path / "again"
     for resume in (False, True):
         run_de(path, again, resume=resume)
-        assert {n: (again / n).read_bytes() for n in TABLES} == {n: (done[0] / n).read_bytes() for n in TABLES}
-        for n in ("steps/stability.npz", "de.csv", "figures/audit.png"): (again / n).unlink()  # as if it had been killed there
-    with pytest.raises(ValueError, match="min_patients"): run_de(path, again, resume=True, min_patients=4)
+        assert {n: (again / n).read_bytes() for n in TABLES} == {
+            n: (done[0] / n).read_bytes() for n in TABLES
+        }
+        for n in ("steps/stability.npz", "de.csv", "figures/audit.png"):
+            (again / n).unlink()  # as if it had been killed there
+    with pytest.raises(ValueError, match="min_patients"):
+        run_de(path, again, resume=True, min_patients=4)
 
 
-@pytest.mark.parametrize("given_,error,said", [
-    ({"min_patients": 1}, ValueError, "at least 2 patients"), ({"min_cells": 0}, ValueError, "at least 1 cell"), ({"min_patients": 99}, ValueError, "REL_vs_DX has"), ({"min_cells": 10**5}, ValueError, "lower min_cells"),
-    ({"read": {"patient_key": "donor"}}, KeyError, "donor")])
+@pytest.mark.parametrize(
+    "given_,error,said",
+    [
+        ({"min_patients": 1}, ValueError, "at least 2 patients"),
+        ({"min_cells": 0}, ValueError, "at least 1 cell"),
+        ({"min_patients": 99}, ValueError, "REL_vs_DX has"),
+        ({"min_cells": 10**5}, ValueError, "lower min_cells"),
+        ({"read": {"patient_key": "donor"}}, KeyError, "donor"),
+    ],
+)
 def test_errors_come_before_anything_is_written(given_, error, said, path, tmp_path):
-    with pytest.raises(error, match=said): run_de(path, tmp_path / "out", **given_)
+    with pytest.raises(error, match=said):
+        run_de(path, tmp_path / "out", **given_)
     assert not (tmp_path / "out").exists()
 
 
 def test_two_patients_are_a_test_without_stability(tmp_path):
     "The least that a paired test can be made of: values, and the verdict underpowered."
-    c = la.simulate_cohort("two_timepoints", seed=1, n_patients=2, n_genes=120, n_drivers=4, cell_types=("Blood",), malignant_types=())
-    bulk = la.pseudobulk(c)
+    c = la.datasets.simulate_cohort(
+        "two_timepoints",
+        seed=1,
+        n_patients=2,
+        n_genes=120,
+        n_drivers=4,
+        cell_types=("Blood",),
+        malignant_types=(),
+    )
+    bulk = la.pp.pseudobulk(c)
     table = de_table(bulk, min_patients=2)
     assert de_stability(bulk, table).empty
     verdicts = de_audit(table, c, stable=de_stability(bulk, table))
-    assert str(verdicts.set_index(["lineage", "verdict"]).loc[("all", "underpowered"), "holds"]) == "True"
-    assert any("underpowered" in line for line in de_lines(table, de_coverage(c, bulk, min_patients=2), verdicts))
+    assert (
+        str(verdicts.set_index(["lineage", "verdict"]).loc[("all", "underpowered"), "holds"])
+        == "True"
+    )
+    assert any(
+        "underpowered" in line
+        for line in de_lines(table, de_coverage(c, bulk, min_patients=2), verdicts)
+    )
 
 
 def test_glioblastoma(shared_data, tmp_path):
     "Five patients, with and without panobinostat: an HDAC inhibitor raises metallothioneins, and five patients are said to be few."
-    result = run_de(shared_data / "glioblastoma_panobinostat.h5ad", tmp_path / "out", read={"patient_key": "patient_id", "timepoint_key": "condition", "timepoints": ["ctrl", "panobinostat"]})
+    result = run_de(
+        shared_data / "glioblastoma_panobinostat.h5ad",
+        tmp_path / "out",
+        read={
+            "patient_key": "patient_id",
+            "timepoint_key": "condition",
+            "timepoints": ["ctrl", "panobinostat"],
+        },
+    )
     de = result["de"]
-    assert set(de["contrast"]) == {"panobinostat_vs_ctrl"} and set(de["lineage"]) == {"all"} and (de["patients"] == 5).all() and len(de) == 300
-    assert "verdict: underpowered (5 patients with both visits: 32 assignments of their libraries)" in result["summary"]
+    assert (
+        set(de["contrast"]) == {"panobinostat_vs_ctrl"}
+        and set(de["lineage"]) == {"all"}
+        and (de["patients"] == 5).all()
+        and len(de) == 300
+    )
+    assert (
+        "verdict: underpowered (5 patients with both visits: 32 assignments of their libraries)"
+        in result["summary"]
+    )
     raised = de[de["gene"].str.startswith(("ENSG00000187193", "ENSG00000125148"))]
-    assert len(raised) == 2 and (raised["log2_fold_change"] > 0).all() and (raised["q_value"] < 0.1).all()
+    assert (
+        len(raised) == 2
+        and (raised["log2_fold_change"] > 0).all()
+        and (raised["q_value"] < 0.1).all()
+    )
 
 
 def test_the_benchmark_agrees_with_itself():

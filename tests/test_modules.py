@@ -1,7 +1,7 @@
 "Gene modules from weights: the form is exact, sparse rows are never filled, nulls keep what they should, and the command fills its tables."
+
 import json
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,15 +9,15 @@ import scipy.sparse as sp
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tools import ROOT, python
 
 import longaml as la
 from longaml.cli import main
 from longaml.core import rng_for
+from longaml.models.interactions import permute_genes
 from longaml.models.scbmlp import Rows
-from longaml.modules import permute_genes
-from longaml.preprocessing import normalize
-from longaml.training import Training
-from tools import ROOT, python
+from longaml.models.training import Training
+from longaml.pp.preprocessing import normalize
 
 FEW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SEEDS = st.integers(0, 10**6)
@@ -25,7 +25,11 @@ SEEDS = st.integers(0, 10**6)
 
 def network(seed, genes, hidden, outputs, bias):
     torch.manual_seed(seed % 10**5)
-    net = la.ScBMLP(la.ScBMLPConfig(genes, outputs, hidden=hidden, bias=bias, centred=bias, gain=1.0)).double()
+    net = la.models.ScBMLP(
+        la.models.scbmlp.ScBMLPConfig(
+            genes, outputs, hidden=hidden, bias=bias, centred=bias, gain=1.0
+        )
+    ).double()
     if bias:
         torch.nn.init.normal_(net.constants)
         net.mean.normal_()
@@ -40,17 +44,29 @@ def test_the_form_is_the_network(seed, genes, hidden, bias):
     "Spectrum, vectors and output against the dense matrix, for any direction of outputs, also where there are more products than genes."
     net, u = network(seed, genes, hidden, 3, bias), rng_for(seed).normal(size=3)
     W, V, P = (t.detach().numpy() for t in (net.W, net.V, net.P))
-    unit = (net.scale * net.spread).numpy()  # weights are read on genes over their spread, whether or not the network scales them
+    unit = (
+        net.scale * net.spread
+    ).numpy()  # weights are read on genes over their spread, whether or not the network scales them
     Q = np.einsum("h,hi,hj->ij", u @ P, W * unit, V * unit)
     Q = (Q + Q.T) / 2
-    form = la.interactions(net, u)
+    form = la.models.interactions(net, u)
     np.testing.assert_allclose(form.vectors @ np.diag(form.values) @ form.vectors.T, Q, atol=1e-5)
-    np.testing.assert_allclose(np.sort(form.values), np.sort(np.linalg.eigvalsh(Q)[np.argsort(-np.abs(np.linalg.eigvalsh(Q)))[:len(form.values)]]), atol=1e-5)
+    np.testing.assert_allclose(
+        np.sort(form.values),
+        np.sort(
+            np.linalg.eigvalsh(Q)[np.argsort(-np.abs(np.linalg.eigvalsh(Q)))[: len(form.values)]]
+        ),
+        atol=1e-5,
+    )
     x = torch.randn(9, genes, dtype=torch.float64)
-    with torch.no_grad(): said = net(x).numpy() @ u
+    with torch.no_grad():
+        said = net(x).numpy() @ u
     z = ((x - net.mean) / net.spread).numpy()
     np.testing.assert_allclose(form(z), said, atol=1e-5)
-    if not bias: np.testing.assert_allclose(np.einsum("ni,ij,nj->n", x.numpy(), Q, x.numpy()), said, atol=1e-5)
+    if not bias:
+        np.testing.assert_allclose(
+            np.einsum("ni,ij,nj->n", x.numpy(), Q, x.numpy()), said, atol=1e-5
+        )
 
 
 @given(seed=SEEDS)
@@ -60,8 +76,12 @@ def test_folding_the_output_into_the_maps_is_another_network(seed):
     W, V, p = net.W.detach().numpy(), net.V.detach().numpy(), net.P[0].detach().numpy()
     folded = np.einsum("h,hi,hj->ij", p**2, W, V)
     x = torch.randn(50, 12, dtype=torch.float64)
-    with torch.no_grad(): said = net(x)[:, 0].numpy()
-    assert np.abs(np.einsum("ni,ij,nj->n", x.numpy(), folded, x.numpy()) - said).max() > 1e-3 * np.abs(said).max()
+    with torch.no_grad():
+        said = net(x)[:, 0].numpy()
+    assert (
+        np.abs(np.einsum("ni,ij,nj->n", x.numpy(), folded, x.numpy()) - said).max()
+        > 1e-3 * np.abs(said).max()
+    )
 
 
 @given(seed=SEEDS, genes=st.integers(4, 30), block=st.integers(1, 40), n=st.integers(1, 12))
@@ -71,9 +91,12 @@ def test_top_pairs_are_the_largest_of_the_dense_matrix(seed, genes, block, n):
     W, V, p = net.W.detach().numpy(), net.V.detach().numpy(), net.P[1].detach().numpy()
     Q = np.einsum("h,hi,hj->ij", p, W, V)
     all_pairs = np.abs((Q + Q.T)[np.triu_indices(genes, 1)])
-    found = la.top_pairs(net, 1, n, block=block)
+    found = la.models.top_pairs(net, 1, n, block=block)
     np.testing.assert_allclose(found["interaction"].abs(), np.sort(all_pairs)[::-1][:n], atol=1e-9)
-    assert not found.duplicated(["gene_a", "gene_b"]).any() and (found["gene_a"] != found["gene_b"]).all()
+    assert (
+        not found.duplicated(["gene_a", "gene_b"]).any()
+        and (found["gene_a"] != found["gene_b"]).all()
+    )
 
 
 @given(seed=SEEDS, centred=st.booleans())
@@ -83,19 +106,26 @@ def test_sparse_rows_are_the_filled_rows(seed, centred):
     rng = rng_for(seed)
     x = sp.random(20, 12, 0.3, format="csr", dtype=np.float32, random_state=seed % 10**6)
     library = rng.integers(0, 3, 20)
-    means = rng.normal(size=(3, 12)).astype(np.float32) if centred else np.zeros((3, 12), np.float32)
-    filled, rows = x.toarray() - means[library], Rows(x, library, torch.as_tensor(means) if centred else None)
+    means = (
+        rng.normal(size=(3, 12)).astype(np.float32) if centred else np.zeros((3, 12), np.float32)
+    )
+    filled, rows = (
+        x.toarray() - means[library],
+        Rows(x, library, torch.as_tensor(means) if centred else None),
+    )
     some, scale = rng.integers(0, 20, 7), rng.random(12).astype(np.float32)
     B = torch.as_tensor(rng.normal(size=(12, 4)).astype(np.float32)).requires_grad_()
     out = (rows[some] * torch.as_tensor(scale)) @ B
-    np.testing.assert_allclose(out.detach().numpy(), (filled[some] * scale) @ B.detach().numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        out.detach().numpy(), (filled[some] * scale) @ B.detach().numpy(), atol=1e-4
+    )
     out.square().sum().backward()
     want = 2 * (filled[some] * scale).T @ out.detach().numpy()
     np.testing.assert_allclose(B.grad.numpy(), want, atol=1e-3)
     w = rng.dirichlet(np.ones(20))
     mean, variance = rows.moments(torch.as_tensor(w))
     np.testing.assert_allclose(mean, w @ filled, atol=1e-5)
-    np.testing.assert_allclose(variance, w @ filled**2 - (w @ filled)**2, atol=1e-4)
+    np.testing.assert_allclose(variance, w @ filled**2 - (w @ filled) ** 2, atol=1e-4)
 
 
 @given(seed=SEEDS)
@@ -104,28 +134,41 @@ def test_permuted_genes_keep_every_stratum(seed):
     rng = rng_for(seed)
     x, strata = rng.normal(size=(40, 5)), rng.integers(0, 4, 40)
     out = permute_genes(x, strata, rng)
-    for s in range(4): np.testing.assert_array_equal(np.sort(out[strata == s], 0), np.sort(x[strata == s], 0))
+    for s in range(4):
+        np.testing.assert_array_equal(np.sort(out[strata == s], 0), np.sort(x[strata == s], 0))
     assert not np.array_equal(out, x)
 
 
 @pytest.fixture(scope="module")
-def cohort(): return la.simulate_cohort("small", seed=2, n_patients=6, n_cells=70, n_genes=120, n_drivers=6, composition=0.0)
+def cohort():
+    return la.datasets.simulate_cohort(
+        "small", seed=2, n_patients=6, n_cells=70, n_genes=120, n_drivers=6, composition=0.0
+    )
 
 
 def test_the_matrix_is_never_filled(cohort, monkeypatch):
     "Training and prediction on sparse cells, while filling a sparse matrix of genes is forbidden."
     cells = normalize(cohort)
-    def forbidden(self, *a, **k): raise AssertionError("the matrix was filled")
-    for kind in (sp.csr_matrix, sp.csr_array): monkeypatch.setattr(kind, "toarray", forbidden); monkeypatch.setattr(kind, "todense", forbidden)
-    model = la.ScBMLPClassifier(hidden=4, how=Training(epochs=2, batch_size=64, device="cpu")).fit(cells, "cell_type", groups="patient")
+
+    def forbidden(self, *a, **k):
+        raise AssertionError("the matrix was filled")
+
+    for kind in (sp.csr_matrix, sp.csr_array):
+        monkeypatch.setattr(kind, "toarray", forbidden)
+        monkeypatch.setattr(kind, "todense", forbidden)
+    model = la.models.ScBMLPClassifier(
+        hidden=4, how=Training(epochs=2, batch_size=64, device="cpu")
+    ).fit(cells, "cell_type", groups="patient")
     assert set(model.predict(cells)) <= set(cells.obs["cell_type"].astype(str))
 
 
 def test_a_network_survives_its_file(cohort, tmp_path):
     cells = normalize(cohort)
-    model = la.ScBMLPClassifier(hidden=4, how=Training(epochs=2, batch_size=64, device="cpu")).fit(cells, "cell_type", groups="patient")
-    read = la.load(la.save(model.fitted, tmp_path / "scbmlp.pt"))
-    a, b = (la.interactions(m, "T") for m in (model.fitted, read))
+    model = la.models.ScBMLPClassifier(
+        hidden=4, how=Training(epochs=2, batch_size=64, device="cpu")
+    ).fit(cells, "cell_type", groups="patient")
+    read = la.models.load(la.models.save(model.fitted, tmp_path / "scbmlp.pt"))
+    a, b = (la.models.interactions(m, "T") for m in (model.fitted, read))
     np.testing.assert_array_equal(a.values, b.values)
     assert read.genes == list(cells.var_names) and a.output == b.output == "T"
 
@@ -138,21 +181,44 @@ def test_a_held_out_patient_is_not_seen(cohort):
     X[who] = rng_for(0).random(X[who].shape)
     other.X = sp.csr_matrix(X)
     rest = sorted(set(cells.obs["patient"]) - {"AML1"})
-    fits = [la.ScBMLPClassifier(hidden=4, how=Training(epochs=2, batch_size=64, device="cpu")).fit(c, "cell_type", groups="patient", train=rest).fitted for c in (cells, other)]
-    for a, b in zip(*(f.model.state_dict().values() for f in fits)): assert torch.equal(a, b)
+    fits = [
+        la.models.ScBMLPClassifier(hidden=4, how=Training(epochs=2, batch_size=64, device="cpu"))
+        .fit(c, "cell_type", groups="patient", train=rest)
+        .fitted
+        for c in (cells, other)
+    ]
+    for a, b in zip(*(f.model.state_dict().values() for f in fits)):
+        assert torch.equal(a, b)
 
 
 @pytest.fixture(scope="module")
 def path(cohort, tmp_path_factory):
     out = tmp_path_factory.mktemp("cells") / "cells.h5ad"
     cells = cohort[cohort.obs["cell_type"].isin(["T", "B", "Mono"]).to_numpy()].copy()
-    cells.obs = pd.DataFrame({"type": cells.obs["cell_type"].astype(str), "donor": cells.obs["patient"].astype(str), "lane": cells.obs["sample"].astype(str)})
+    cells.obs = pd.DataFrame(
+        {
+            "type": cells.obs["cell_type"].astype(str),
+            "donor": cells.obs["patient"].astype(str),
+            "lane": cells.obs["sample"].astype(str),
+        }
+    )
     del cells.uns["truth"]
     cells.write_h5ad(out)
     return out
 
 
-ARGS = ["--label-key", "type", "--patient-key", "donor", "--sample-key", "lane", "--nulls", "3", "--pair-genes", "20"]
+ARGS = [
+    "--label-key",
+    "type",
+    "--patient-key",
+    "donor",
+    "--sample-key",
+    "lane",
+    "--nulls",
+    "3",
+    "--pair-genes",
+    "20",
+]
 
 
 @pytest.fixture(scope="module")
@@ -163,31 +229,65 @@ def run(path, tmp_path_factory):
 
 
 def test_the_command_fills_its_tables(run):
-    modules, pairs, evaluation = (pd.read_csv(run / f"{n}.csv") for n in ("modules", "pairs", "evaluation"))
-    assert {"output", "module", "eigenvalue", "spectrum_share", "p_value", "gene", "weight"} <= set(modules.columns)
+    modules, pairs, evaluation = (
+        pd.read_csv(run / f"{n}.csv") for n in ("modules", "pairs", "evaluation")
+    )
+    assert {"output", "module", "eigenvalue", "spectrum_share", "p_value", "gene", "weight"} <= set(
+        modules.columns
+    )
     assert {"output", "gene_a", "gene_b", "interaction", "p_value", "q_value"} <= set(pairs.columns)
     assert set(modules["output"]) == set(pairs["output"]) == {"T", "B", "Mono"}
-    assert set(evaluation["model"]) == {"majority", "logistic", "scbmlp"} and np.allclose(evaluation.loc[evaluation["metric"] == "balanced_accuracy", "chance"], 1 / 3)
+    assert set(evaluation["model"]) == {"majority", "logistic", "scbmlp"} and np.allclose(
+        evaluation.loc[evaluation["metric"] == "balanced_accuracy", "chance"], 1 / 3
+    )
     each = evaluation[evaluation["unit"] != "all"]
-    assert (each.groupby("model")["unit"].nunique() == 6).all() and set(each["metric"]) == {"accuracy"}  # the spread over patients
-    for m, rows in each.groupby("model"): assert np.average(rows["value"], weights=rows["cells"]) == pytest.approx(evaluation.query("model == @m and unit == 'all' and metric == 'accuracy'")["value"].item())
-    assert "95% interval over patients" in "\n".join(json.loads((run / "run.json").read_text())["results"]["summary"])
-    for t in (modules, pairs): assert t["p_value"].between(0, 1).all() and t["q_value"].between(0, 1).all() and (t["p_value"] > 0).all()
+    assert (each.groupby("model")["unit"].nunique() == 6).all() and set(each["metric"]) == {
+        "accuracy"
+    }  # the spread over patients
+    for m, rows in each.groupby("model"):
+        assert np.average(rows["value"], weights=rows["cells"]) == pytest.approx(
+            evaluation.query("model == @m and unit == 'all' and metric == 'accuracy'")[
+                "value"
+            ].item()
+        )
+    assert "95% interval over patients" in "\n".join(
+        json.loads((run / "run.json").read_text())["results"]["summary"]
+    )
+    for t in (modules, pairs):
+        assert (
+            t["p_value"].between(0, 1).all()
+            and t["q_value"].between(0, 1).all()
+            and (t["p_value"] > 0).all()
+        )
     assert (modules.groupby(["output", "module"])["gene"].nunique() == 20).all()
     record = json.loads((run / "run.json").read_text())
-    assert record["status"] == "complete" and record["command"] == "modules" and len(list((run / "figures").glob("*.png"))) == 9
+    assert (
+        record["status"] == "complete"
+        and record["command"] == "modules"
+        and len(list((run / "figures").glob("*.png"))) == 9
+    )
 
 
 def test_same_seed_same_tables_and_resume(run, path, tmp_path):
     again = tmp_path / "again"
     for extra in ([], ["--resume"]):
         assert main(["modules", str(path), *ARGS, "--out", str(again), *extra]) == 0
-        for name in ("modules.csv", "pairs.csv", "evaluation.csv"): assert (again / name).read_bytes() == (run / name).read_bytes()
+        for name in ("modules.csv", "pairs.csv", "evaluation.csv"):
+            assert (again / name).read_bytes() == (run / name).read_bytes()
 
 
-@pytest.mark.parametrize("args,said", [
-    (["--label-key", "typ"], "Did you mean 'type'?"), (["--patient-key", "door"], "Did you mean 'donor'?"), (["--sample-key", "lan"], "Did you mean 'lane'?"),
-    (["--pair-genes", "501"], "--pair-genes"), (["--nulls", "0"], "--nulls"), (["--device", "tpu"], "device is 'tpu'"), (["--label-key", "donor"], "all cells of a library have the same donor")])
+@pytest.mark.parametrize(
+    "args,said",
+    [
+        (["--label-key", "typ"], "Did you mean 'type'?"),
+        (["--patient-key", "door"], "Did you mean 'donor'?"),
+        (["--sample-key", "lan"], "Did you mean 'lane'?"),
+        (["--pair-genes", "501"], "--pair-genes"),
+        (["--nulls", "0"], "--nulls"),
+        (["--device", "tpu"], "device is 'tpu'"),
+        (["--label-key", "donor"], "all cells of a library have the same donor"),
+    ],
+)
 def test_wrong_options(args, said, path, tmp_path, capsys):
     assert main(["modules", str(path), *ARGS, "--out", str(tmp_path / "out"), *args]) == 2
     err = capsys.readouterr().err
@@ -202,13 +302,34 @@ def test_the_benchmark_agrees_with_itself():
 
 def test_timepoints_are_told_apart_beside_the_other_models():
     "The state task: bags one by one, under the folds of every other model; far better than a lineage-and-patient guess."
-    sets, proba, fits = la.predict_state(la.bags(la.simulate_cohort("small", seed=2)), ("DX", "REL"), models=["majority", "patient_lineage", "scbmlp"])
-    table = la.evaluation_table(sets, proba)
+    sets, proba, fits = la.tasks.timepoint.predict_state(
+        la.pp.bags(la.datasets.simulate_cohort("small", seed=2)),
+        ("DX", "REL"),
+        models=["majority", "patient_lineage", "scbmlp"],
+    )
+    table = la.tasks.timepoint.evaluation_table(sets, proba)
     mean = table[table["metric"] == "balanced_accuracy"].groupby("model")["value"].mean()
-    assert {"majority", "patient_lineage", "scbmlp"} <= set(mean.index) and mean["scbmlp"] > mean["patient_lineage"] + 0.1
-    for f in fits["scbmlp"]: assert f.seen and f.genes == list(sets.genes)
+    assert {"majority", "patient_lineage", "scbmlp"} <= set(mean.index) and mean["scbmlp"] > mean[
+        "patient_lineage"
+    ] + 0.1
+    for f in fits["scbmlp"]:
+        assert f.seen and f.genes == list(sets.genes)
 
 
 def test_it_has_no_forecast(tmp_path, capsys):
-    assert main(["run", "cohort", "--out", str(tmp_path / "out"), "--models", "scbmlp", "--task", "forecast"]) == 2
+    assert (
+        main(
+            [
+                "run",
+                "cohort",
+                "--out",
+                str(tmp_path / "out"),
+                "--models",
+                "scbmlp",
+                "--task",
+                "forecast",
+            ]
+        )
+        == 2
+    )
     assert "scbmlp reads one bag at a time" in capsys.readouterr().err

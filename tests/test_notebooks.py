@@ -1,6 +1,6 @@
 "Every notebook runs from top to bottom, as nbdev_test runs it, and leaves the repository as it was."
-import pytest
 
+import pytest
 from tools import changed, copy_tree, notebooks, python, snapshot
 
 RUN = """
@@ -14,14 +14,16 @@ sys.exit(not ok)
 
 
 def run_notebook(
-    nb,      # path under nbs/
+    nb,  # path under nbs/
     folder,  # empty folder to copy the repository to
     root=None,  # repository to copy, if not this one
 ):  # the finished process, and the files it changed
     "Run a notebook in a process of its own, on a copy of the repository."
     top = copy_tree(folder / "longaml", **({"root": root} if root else {}))
     before = snapshot(top)
-    return python("-c", RUN, f"nbs/{nb}", cwd=top, timeout=600 if nb.startswith("tutorials") else 300), changed(before, snapshot(top))
+    return python(
+        "-c", RUN, f"nbs/{nb}", cwd=top, timeout=600 if nb.startswith("tutorials") else 300
+    ), changed(before, snapshot(top))
 
 
 @pytest.mark.parametrize("nb", notebooks())
@@ -34,10 +36,15 @@ def test_notebook_runs(nb, tmp_path):
 def test_a_failing_cell_and_a_stray_file_are_seen(tmp_path):
     import nbformat
     from nbformat.v4 import new_code_cell, new_notebook
+
     top = copy_tree(tmp_path / "source")
+
     def check(name, *sources):
-        nbformat.write(new_notebook(cells=[new_code_cell(s) for s in sources]), top / "nbs" / f"{name}.ipynb")
+        nbformat.write(
+            new_notebook(cells=[new_code_cell(s) for s in sources]), top / "nbs" / f"{name}.ipynb"
+        )
         return run_notebook(f"{name}.ipynb", tmp_path / name, root=top)
+
     done, _ = check("fails", "assert 1 == 2, 'sums'")
     assert done.returncode != 0 and "sums" in done.stderr
     done, wrote = check("strays", "#| slow\nassert False", "open('stray.txt', 'w').close()")

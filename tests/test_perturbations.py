@@ -1,4 +1,5 @@
 "Perturbations: nothing of a held-out perturbation leaks, the closed form is the minimum it claims to be, wrong screens are refused, and the command fills its tables."
+
 import json
 import os
 import signal
@@ -15,25 +16,48 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
+from tools import ROOT, python
 
 import longaml as la
 from longaml.cli import main
 from longaml.core import rng_for
-from longaml.perturbation_prediction import RESPONSES
-from tools import ROOT, python
+from longaml.models.responses import RESPONSES
 
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SEEDS = st.integers(0, 10**6)
-TINY = dict(n_genes=60, n_regulators=10, n_programmes=3, n_pairs=10, n_cells=25, n_control=120, umis=600, not_read=1, unmeasured=2, unexpressed=3)
-PREDICTORS = {**RESPONSES, "lgem": lambda: la.LinearResponse(missing="mean"), "lgem trained": lambda: la.LinearResponse(k=3, ridge=0.1, variant="learnable_nonlinear", missing="mean", how=la.Training(epochs=3, device="cpu"))}
+TINY = dict(
+    n_genes=60,
+    n_regulators=10,
+    n_programmes=3,
+    n_pairs=10,
+    n_cells=25,
+    n_control=120,
+    umis=600,
+    not_read=1,
+    unmeasured=2,
+    unexpressed=3,
+)
+PREDICTORS = {
+    **RESPONSES,
+    "lgem": lambda: la.models.LinearResponse(missing="mean"),
+    "lgem trained": lambda: la.models.LinearResponse(
+        k=3,
+        ridge=0.1,
+        variant="learnable_nonlinear",
+        missing="mean",
+        how=la.models.Training(epochs=3, device="cpu"),
+    ),
+}
 
 
 @pytest.fixture(scope="module")
-def screen(): return la.simulate_perturbseq("small", seed=3, **TINY)
+def screen():
+    return la.datasets.simulate_perturbseq("small", seed=3, **TINY)
 
 
 @pytest.fixture(scope="module")
-def learn(screen): return la.pseudobulk_perturbations(la.control_halves(screen)[0])
+def learn(screen):
+    return la.pp.pseudobulk_perturbations(la.pp.perturbations.control_halves(screen)[0])
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
@@ -41,28 +65,39 @@ def learn(screen): return la.pseudobulk_perturbations(la.control_halves(screen)[
 @given(seed=SEEDS)
 def test_a_held_out_change_is_not_seen(name, learn, seed):
     "Whatever a held-out perturbation did, its own prediction stays the same to the last bit."
-    fold = la.perturbation_folds(learn.obs_names, seed=seed % 7)[0]
+    fold = la.models.responses.perturbation_folds(learn.obs_names, seed=seed % 7)[0]
     other, held = learn.copy(), np.isin(learn.obs_names, list(fold.test))
-    for layer in other.layers: other.layers[layer][held] = 100 * rng_for(seed).normal(size=(held.sum(), learn.n_vars))
-    a, b = (la.held_out_responses(PREDICTORS[name], x, [fold])[0] for x in (learn, other))
+    for layer in other.layers:
+        other.layers[layer][held] = 100 * rng_for(seed).normal(size=(held.sum(), learn.n_vars))
+    a, b = (
+        la.models.responses.held_out_responses(PREDICTORS[name], x, [fold])[0]
+        for x in (learn, other)
+    )
     pd.testing.assert_frame_equal(a, b)
 
 
-def quick(**options): return la.CrossAttention(**{"epochs": 2, "max_bags": 1, "width": 8, "missing": "mean", "device": "cpu", **options})
+def quick(**options):
+    return la.models.CrossAttention(
+        **{"epochs": 2, "max_bags": 1, "width": 8, "missing": "mean", "device": "cpu", **options}
+    )
 
 
 @settings(FEW, max_examples=3)
 @given(seed=SEEDS)
 def test_cross_attention_never_meets_a_held_out_cell(screen, learn, seed):
     "Counts and changes of what is held out may be anything: the same predictions to the last bit."
-    fold = la.perturbation_folds(learn.obs_names, seed=seed % 7)[0]
+    fold = la.models.responses.perturbation_folds(learn.obs_names, seed=seed % 7)[0]
     spoilt, other, held = screen.copy(), learn.copy(), np.isin(learn.obs_names, list(fold.test))
     rows = screen.obs["perturbation"].isin(list(fold.test)).to_numpy()
     X = spoilt.X.toarray()
     X[rows] = rng_for(seed).poisson(5, X[rows].shape)
     spoilt.X = sp.csr_matrix(X)
-    for layer in other.layers: other.layers[layer][held] = 100 * rng_for(seed).normal(size=(held.sum(), learn.n_vars))
-    a, b = (la.held_out_responses(quick, x, [fold], cells=c)[0] for x, c in ((learn, screen), (other, spoilt)))
+    for layer in other.layers:
+        other.layers[layer][held] = 100 * rng_for(seed).normal(size=(held.sum(), learn.n_vars))
+    a, b = (
+        la.models.responses.held_out_responses(quick, x, [fold], cells=c)[0]
+        for x, c in ((learn, screen), (other, spoilt))
+    )
     pd.testing.assert_frame_equal(a, b)
 
 
@@ -71,8 +106,14 @@ def test_cross_attention_never_meets_a_held_out_cell(screen, learn, seed):
 def test_masked_genes_count_for_nothing(seed):
     "What stands in an unmeasured gene changes neither prediction nor loss, and gets no gradient; nor do its row of the embedding (unless perturbed) and of the readout."
     torch.manual_seed(seed % 1000)
-    rng, net = rng_for(seed), la.PerturbationTransformer(la.PerturbationConfig(n_genes=7, members=2, width=8, dropout=0.0))
-    for p in net.parameters(): torch.nn.init.normal_(p, std=0.3)
+    rng, net = (
+        rng_for(seed),
+        la.models.perturbation.PerturbationTransformer(
+            la.models.perturbation.PerturbationConfig(n_genes=7, members=2, width=8, dropout=0.0)
+        ),
+    )
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
     x, y = (torch.as_tensor(rng.random((5, 7)), dtype=torch.float32) for _ in range(2))
     measured = torch.ones(5, 7, dtype=torch.bool)
     measured[:, [2, 4]] = False
@@ -81,7 +122,9 @@ def test_masked_genes_count_for_nothing(seed):
     x.requires_grad_()
     out = net(x, measured, tokens)
     assert torch.equal(out, net(other, measured, tokens))
-    la.perturbation_loss(out, {"change": y, "measured": measured}).sum().backward()
+    la.models.perturbation.perturbation_loss(
+        out, {"change": y, "measured": measured}
+    ).sum().backward()
     assert x.grad[~measured].abs().max() == 0 and x.grad[measured].abs().max() > 0
     assert net.readout.grad[[2, 4]].abs().max() == 0 and net.offset.grad[[2, 4]].abs().max() == 0
 
@@ -90,41 +133,76 @@ def test_masked_genes_count_for_nothing(seed):
 @FEW
 def test_the_order_of_members_does_not_matter(seed):
     torch.manual_seed(seed % 1000)
-    net = la.PerturbationTransformer(la.PerturbationConfig(n_genes=9, members=3, width=8)).eval()
-    for p in net.parameters(): torch.nn.init.normal_(p, std=0.3)
-    x, tokens = torch.rand(4, 9), torch.as_tensor(rng_for(seed).permutation(9)[None, :3]).repeat(4, 1)
-    with torch.no_grad(): torch.testing.assert_close(net(x, x >= 0, tokens), net(x, x >= 0, tokens[:, [2, 0, 1]]), atol=1e-5, rtol=1e-4)
+    net = la.models.perturbation.PerturbationTransformer(
+        la.models.perturbation.PerturbationConfig(n_genes=9, members=3, width=8)
+    ).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    x, tokens = (
+        torch.rand(4, 9),
+        torch.as_tensor(rng_for(seed).permutation(9)[None, :3]).repeat(4, 1),
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(
+            net(x, x >= 0, tokens), net(x, x >= 0, tokens[:, [2, 0, 1]]), atol=1e-5, rtol=1e-4
+        )
 
 
 def test_cross_attention_knows_whom_it_does_not_know(screen, learn, tmp_path):
     model = quick().fit(learn, screen)
     read = next(g for g in learn.var_names if g.startswith("GENE"))
     assert list(model.flagged(["NOBODY", f"{read}+NOBODY", read])) == [True, True, False]
-    np.testing.assert_allclose(model.predict(["NOBODY"]), la.MeanResponse().fit(learn).predict(["NOBODY"]), atol=1e-6)
-    with pytest.raises(ValueError, match="NOBODY"): quick(missing="error").fit(learn, screen).predict([f"{read}+NOBODY"])
-    restored = la.load(la.save(model.fitted, tmp_path / "cross.pt"))
+    np.testing.assert_allclose(
+        model.predict(["NOBODY"]),
+        la.models.responses.MeanResponse().fit(learn).predict(["NOBODY"]),
+        atol=1e-6,
+    )
+    with pytest.raises(ValueError, match="NOBODY"):
+        quick(missing="error").fit(learn, screen).predict([f"{read}+NOBODY"])
+    restored = la.models.load(la.models.save(model.fitted, tmp_path / "cross.pt"))
     np.testing.assert_array_equal(restored.predict(model.pairs), model.fitted.predict(model.pairs))
 
 
-@pytest.mark.parametrize("name", [*RESPONSES, "lgem"])  # the initial weights of a trained one follow the order of genes
+@pytest.mark.parametrize(
+    "name", [*RESPONSES, "lgem"]
+)  # the initial weights of a trained one follow the order of genes
 def test_predictors_do_not_care_about_the_order(name, learn):
     "Perturbations and genes in another order: the same predictions."
-    fold = la.perturbation_folds(learn.obs_names)[0]
+    fold = la.models.responses.perturbation_folds(learn.obs_names)[0]
     rng = rng_for(5)
     moved = learn[rng.permutation(learn.n_obs)][:, rng.permutation(learn.n_vars)].copy()
     asked = list(fold.test)
     a = PREDICTORS[name]().fit(learn[fold.train].copy()).predict(asked)
-    b = PREDICTORS[name]().fit(moved[[p for p in moved.obs_names if p in fold.train]].copy()).predict(asked[::-1]).loc[asked, a.columns]
+    b = (
+        PREDICTORS[name]()
+        .fit(moved[[p for p in moved.obs_names if p in fold.train]].copy())
+        .predict(asked[::-1])
+        .loc[asked, a.columns]
+    )
     np.testing.assert_allclose(a, b, atol=1e-8)
 
 
-@given(seed=SEEDS, genes=st.integers(4, 30), perturbations=st.integers(3, 12), k=st.integers(1, 3), l=st.integers(1, 3))
+@given(
+    seed=SEEDS,
+    genes=st.integers(4, 30),
+    perturbations=st.integers(3, 12),
+    k=st.integers(1, 3),
+    l=st.integers(1, 3),
+)
 @FEW
 def test_closed_form_is_kronecker_least_squares(seed, genes, perturbations, k, l):
     rng = rng_for(seed)
-    Y, G, P = rng.normal(size=(genes, perturbations)), rng.normal(size=(genes, k)), rng.normal(size=(perturbations, l))
+    Y, G, P = (
+        rng.normal(size=(genes, perturbations)),
+        rng.normal(size=(genes, k)),
+        rng.normal(size=(perturbations, l)),
+    )
     assume(np.linalg.cond(G) < 50 and np.linalg.cond(P) < 50)
-    np.testing.assert_allclose(la.solve_lgem(Y, G, P, ridge=0), np.linalg.lstsq(np.kron(G, P), Y.ravel(), rcond=None)[0].reshape(k, l), atol=1e-6)
+    np.testing.assert_allclose(
+        la.models.lgem.solve_lgem(Y, G, P, ridge=0),
+        np.linalg.lstsq(np.kron(G, P), Y.ravel(), rcond=None)[0].reshape(k, l),
+        atol=1e-6,
+    )
 
 
 @given(seed=SEEDS, lg=st.floats(0.01, 100), lp=st.floats(0.01, 100))
@@ -133,8 +211,15 @@ def test_closed_form_is_the_minimum_of_its_penalty(seed, lg, lp):
     "The gradient of the stated loss is zero there, and the loss is convex."
     rng = rng_for(seed)
     Y, G, P = (torch.as_tensor(rng.normal(size=s)) for s in ((25, 9), (25, 4), (9, 3)))
-    W = torch.as_tensor(la.solve_lgem(Y.numpy(), G.numpy(), P.numpy(), ridge=(lg, lp))).requires_grad_()
-    loss = ((Y - G @ W @ P.T)**2).sum() + lp * ((G @ W)**2).sum() + lg * ((W @ P.T)**2).sum() + lg * lp * (W**2).sum()
+    W = torch.as_tensor(
+        la.models.lgem.solve_lgem(Y.numpy(), G.numpy(), P.numpy(), ridge=(lg, lp))
+    ).requires_grad_()
+    loss = (
+        ((Y - G @ W @ P.T) ** 2).sum()
+        + lp * ((G @ W) ** 2).sum()
+        + lg * ((W @ P.T) ** 2).sum()
+        + lg * lp * (W**2).sum()
+    )
     loss.backward()
     assert float(W.grad.abs().max()) < 1e-9 * (1 + lg) * (1 + lp) * float(Y.abs().sum())
 
@@ -143,28 +228,54 @@ def test_closed_form_is_the_minimum_of_its_penalty(seed, lg, lp):
 @FEW
 def test_closed_form_is_ridge_on_either_side(seed, alpha):
     rng = rng_for(seed)
-    Y, G, P, ridge = rng.normal(size=(20, 7)), rng.normal(size=(20, 3)), rng.normal(size=(7, 4)), Ridge(alpha=alpha, fit_intercept=False, solver="cholesky")
-    np.testing.assert_allclose(la.solve_lgem(Y, G, np.eye(7), ridge=(alpha, 0)), ridge.fit(G, Y).coef_.T, atol=1e-6)
-    np.testing.assert_allclose(la.solve_lgem(Y, np.eye(20), P, ridge=(0, alpha)), ridge.fit(P, Y.T).coef_, atol=1e-6)
+    Y, G, P, ridge = (
+        rng.normal(size=(20, 7)),
+        rng.normal(size=(20, 3)),
+        rng.normal(size=(7, 4)),
+        Ridge(alpha=alpha, fit_intercept=False, solver="cholesky"),
+    )
+    np.testing.assert_allclose(
+        la.models.lgem.solve_lgem(Y, G, np.eye(7), ridge=(alpha, 0)),
+        ridge.fit(G, Y).coef_.T,
+        atol=1e-6,
+    )
+    np.testing.assert_allclose(
+        la.models.lgem.solve_lgem(Y, np.eye(20), P, ridge=(0, alpha)),
+        ridge.fit(P, Y.T).coef_,
+        atol=1e-6,
+    )
 
 
 @given(seed=SEEDS)
 @settings(FEW, max_examples=6)
 def test_network_and_matrix_say_the_same(seed):
     rng = rng_for(seed)
-    G, P, W, b = rng.normal(size=(30, 4)), rng.normal(size=(8, 3)), rng.normal(size=(4, 3)), rng.normal(size=30)
-    net = la.LGEM(la.LGEMConfig(30, 4, 3)).double().started(G, W)
+    G, P, W, b = (
+        rng.normal(size=(30, 4)),
+        rng.normal(size=(8, 3)),
+        rng.normal(size=(4, 3)),
+        rng.normal(size=30),
+    )
+    net = la.models.LGEM(la.models.lgem.LGEMConfig(30, 4, 3)).double().started(G, W)
     net.b.copy_(torch.as_tensor(b))
-    with torch.no_grad(): np.testing.assert_allclose(net(torch.as_tensor(P)).numpy(), (G @ W @ P.T).T + b, atol=1e-12)
+    with torch.no_grad():
+        np.testing.assert_allclose(net(torch.as_tensor(P)).numpy(), (G @ W @ P.T).T + b, atol=1e-12)
 
 
 def test_a_trained_lgem_survives_its_file(learn, tmp_path):
-    model = la.LinearResponse(k=3, ridge=0.1, variant="learnable", missing="mean", how=la.Training(epochs=3, device="cpu")).fit(learn)
+    model = la.models.LinearResponse(
+        k=3,
+        ridge=0.1,
+        variant="learnable",
+        missing="mean",
+        how=la.models.Training(epochs=3, device="cpu"),
+    ).fit(learn)
     fitted = next(iter(model.parts.values())).fitted
-    read = la.load(la.save(fitted, tmp_path / "lgem.pt"))
+    read = la.models.load(la.models.save(fitted, tmp_path / "lgem.pt"))
     assert read.genes == list(learn.var_names)
     p = torch.randn(5, 3)
-    with torch.no_grad(): assert torch.equal(read.model(p), fitted.model(p))
+    with torch.no_grad():
+        assert torch.equal(read.model(p), fitted.model(p))
 
 
 @given(seed=SEEDS, n_folds=st.integers(2, 8))
@@ -172,17 +283,29 @@ def test_a_trained_lgem_survives_its_file(learn, tmp_path):
 def test_folds_hold_genes_out(seed, n_folds):
     rng = rng_for(seed)
     genes = [f"G{i}" for i in range(9)]
-    names = sorted({"+".join(sorted(rng.permutation(genes)[:rng.integers(1, 4)])) for _ in range(30)} | set(genes))
-    folds = la.perturbation_folds(names, n_folds=n_folds, seed=seed)
+    names = sorted(
+        {"+".join(sorted(rng.permutation(genes)[: rng.integers(1, 4)])) for _ in range(30)}
+        | set(genes)
+    )
+    folds = la.models.responses.perturbation_folds(names, n_folds=n_folds, seed=seed)
     held = [g for f in folds for g in f.held]
-    assert sorted(held) == genes                                                        # every gene once
+    assert sorted(held) == genes  # every gene once
     for f in folds:
-        assert sorted([*f.train, *f.test]) == names                                     # nothing is lost
-        for p in f.train: assert not f.held & set(p.split("+"))                         # nothing that hits a held-out gene trains
+        assert sorted([*f.train, *f.test]) == names  # nothing is lost
+        for p in f.train:
+            assert not f.held & set(p.split("+"))  # nothing that hits a held-out gene trains
         for p, s in f.test.items():
             seen = [m not in f.held for m in p.split("+")]
-            if len(seen) == 1: assert s == "single" and not seen[0]
-            else: assert s == ("combination_both_seen" if all(seen) else "combination_one_seen" if any(seen) else "combination_none_seen")
+            if len(seen) == 1:
+                assert s == "single" and not seen[0]
+            else:
+                assert s == (
+                    "combination_both_seen"
+                    if all(seen)
+                    else "combination_one_seen"
+                    if any(seen)
+                    else "combination_none_seen"
+                )
 
 
 @given(seed=SEEDS)
@@ -190,54 +313,83 @@ def test_folds_hold_genes_out(seed, n_folds):
 def test_pseudobulk_does_not_care_about_the_order_of_cells(screen, seed):
     "The control draws differ, so the changes differ by their noise only; what has no draws is the same."
     moved = screen[rng_for(seed).permutation(screen.n_obs)].copy()
-    a, b = la.pseudobulk_perturbations(screen), la.pseudobulk_perturbations(moved)
+    a, b = la.pp.pseudobulk_perturbations(screen), la.pp.pseudobulk_perturbations(moved)
     assert list(a.obs_names) == list(b.obs_names)
     np.testing.assert_allclose(a.layers["z"], b.layers["z"], atol=1e-8)
     np.testing.assert_allclose(a.var["control"], b.var["control"], atol=1e-5)
-    assert np.nanmean(np.abs(a.layers["change"] - b.layers["change"])) < 0.5 * np.nanmean(np.abs(a.layers["change"]))
+    assert np.nanmean(np.abs(a.layers["change"] - b.layers["change"])) < 0.5 * np.nanmean(
+        np.abs(a.layers["change"])
+    )
 
 
 def test_log_normalised_values_are_taken_as_they_are(screen):
     "A screen of normalised values: the change is the difference of means, and says what it came from."
     import scanpy as sc
+
     one = screen[(screen.obs["batch"] == "batch1").to_numpy()].copy()
     del one.varm["measured"]
     sc.pp.normalize_total(one, target_sum=1e4)
     sc.pp.log1p(one)
-    read = la.as_perturbseq(one)
+    read = la.pp.as_perturbseq(one)
     assert read.uns["longaml"]["input_kind"] == "lognorm"
-    bulk = la.pseudobulk_perturbations(read, min_cells=1)
+    bulk = la.pp.pseudobulk_perturbations(read, min_cells=1)
     p = bulk.obs_names[0]
-    want = np.asarray(one[(one.obs["perturbation"] == p).to_numpy()].X.mean(0) - one[(one.obs["perturbation"] == "control").to_numpy()].X.mean(0)).ravel()
+    want = np.asarray(
+        one[(one.obs["perturbation"] == p).to_numpy()].X.mean(0)
+        - one[(one.obs["perturbation"] == "control").to_numpy()].X.mean(0)
+    ).ravel()
     np.testing.assert_allclose(bulk[p].layers["change"][0], want, atol=1e-5)
 
 
 def spoiled(screen, how):
     "A screen with one fault."
     a = screen.copy()
-    if how == "negative": a.X[0, 0] = -1.0
-    if how == "fractional": a.X[0, 0] = 1.5
-    if how == "nan": a.X[0, 0] = np.nan
-    if how == "one perturbation": a = a[a.obs["perturbation"].isin(["control", "REG1"]).to_numpy()].copy()
-    if how == "only control": a = a[(a.obs["perturbation"] == "control").to_numpy()].copy()
-    if how == "no control": a = a[(a.obs["perturbation"] != "control").to_numpy()].copy()
-    if how == "no column": a.obs = a.obs.rename(columns={"perturbation": "guide"})
-    if how == "empty member": a.obs["perturbation"] = a.obs["perturbation"].astype(str).replace("REG1", "REG1+")
-    if how == "twice the same": a.obs["perturbation"] = a.obs["perturbation"].astype(str).replace("REG1", "REG1+REG1")
-    if how == "repeated genes": a.var_names = ["SAME", "SAME", *a.var_names[2:]]
+    if how == "negative":
+        a.X[0, 0] = -1.0
+    if how == "fractional":
+        a.X[0, 0] = 1.5
+    if how == "nan":
+        a.X[0, 0] = np.nan
+    if how == "one perturbation":
+        a = a[a.obs["perturbation"].isin(["control", "REG1"]).to_numpy()].copy()
+    if how == "only control":
+        a = a[(a.obs["perturbation"] == "control").to_numpy()].copy()
+    if how == "no control":
+        a = a[(a.obs["perturbation"] != "control").to_numpy()].copy()
+    if how == "no column":
+        a.obs = a.obs.rename(columns={"perturbation": "guide"})
+    if how == "empty member":
+        a.obs["perturbation"] = a.obs["perturbation"].astype(str).replace("REG1", "REG1+")
+    if how == "twice the same":
+        a.obs["perturbation"] = a.obs["perturbation"].astype(str).replace("REG1", "REG1+REG1")
+    if how == "repeated genes":
+        a.var_names = ["SAME", "SAME", *a.var_names[2:]]
     return a
 
 
-FAULTS = {"negative": "values below zero are scaled", "fractional": "fractional counts", "nan": "missing or infinite", "one perturbation": "one perturbation beside the control", "only control": "no perturbation beside the control",
-          "no control": "no cell has the control label 'control'", "no column": "no perturbation column 'perturbation'", "empty member": "'REG1+' has an empty member", "twice the same": "names a member twice", "repeated genes": "not unique"}
+FAULTS = {
+    "negative": "values below zero are scaled",
+    "fractional": "fractional counts",
+    "nan": "missing or infinite",
+    "one perturbation": "one perturbation beside the control",
+    "only control": "no perturbation beside the control",
+    "no control": "no cell has the control label 'control'",
+    "no column": "no perturbation column 'perturbation'",
+    "empty member": "'REG1+' has an empty member",
+    "twice the same": "names a member twice",
+    "repeated genes": "not unique",
+}
 
 
 @pytest.mark.parametrize("how", FAULTS)
 def test_a_wrong_screen_is_refused(how, screen):
-    with pytest.raises((ValueError, KeyError), match=FAULTS[how].replace("+", r"\+")): la.as_perturbseq(spoiled(screen, how))
+    with pytest.raises((ValueError, KeyError), match=FAULTS[how].replace("+", r"\+")):
+        la.pp.as_perturbseq(spoiled(screen, how))
 
 
-@pytest.mark.parametrize("how", [f for f in FAULTS if f != "repeated genes"])  # which the format's own reader tells of first
+@pytest.mark.parametrize(
+    "how", [f for f in FAULTS if f != "repeated genes"]
+)  # which the format's own reader tells of first
 def test_the_command_refuses_it_in_one_line_and_leaves_nothing(how, screen, tmp_path, capsys):
     path, out = tmp_path / "screen.h5ad", tmp_path / "out"
     spoiled(screen, how).write_h5ad(path)
@@ -247,25 +399,52 @@ def test_the_command_refuses_it_in_one_line_and_leaves_nothing(how, screen, tmp_
 
 
 def test_members_that_nobody_knows(learn):
-    fitted = la.LinearResponse(k=3, ridge=0.1).fit(learn)
+    fitted = la.models.LinearResponse(k=3, ridge=0.1).fit(learn)
     hidden = next(p for p in learn.obs_names if "+" not in p and p not in learn.var_names)
     for name, named in ((hidden, hidden), ("REG1+NOBODY", "NOBODY"), ("NOBODY", "NOBODY")):
-        with pytest.raises(ValueError, match=f"{named} are not among the {learn.n_vars} genes that are read out"): fitted.predict([name])
-    lenient = la.LinearResponse(k=3, ridge=0.1, missing="mean").fit(learn)
-    np.testing.assert_array_equal(lenient.flagged(["REG1", hidden, "REG1+NOBODY"]), [not {"REG1"} <= set(learn.var_names), True, True])
-    np.testing.assert_allclose(lenient.predict([hidden]), la.MeanResponse().fit(learn).predict([hidden]))
+        with pytest.raises(
+            ValueError, match=f"{named} are not among the {learn.n_vars} genes that are read out"
+        ):
+            fitted.predict([name])
+    lenient = la.models.LinearResponse(k=3, ridge=0.1, missing="mean").fit(learn)
+    np.testing.assert_array_equal(
+        lenient.flagged(["REG1", hidden, "REG1+NOBODY"]),
+        [not {"REG1"} <= set(learn.var_names), True, True],
+    )
+    np.testing.assert_allclose(
+        lenient.predict([hidden]), la.models.responses.MeanResponse().fit(learn).predict([hidden])
+    )
 
 
 @pytest.fixture(scope="module")
 def path(screen, tmp_path_factory):
     out = tmp_path_factory.mktemp("screen") / "screen.h5ad"
     other = screen.copy()
-    other.obs = pd.DataFrame({"guide": screen.obs["perturbation"].astype(str).str.replace("+", "_").replace("control", "NTC"), "lane": screen.obs["batch"].astype(str)})
+    other.obs = pd.DataFrame(
+        {
+            "guide": screen.obs["perturbation"]
+            .astype(str)
+            .str.replace("+", "_")
+            .replace("control", "NTC"),
+            "lane": screen.obs["batch"].astype(str),
+        }
+    )
     other.write_h5ad(out)
     return out
 
 
-ARGS = ["--perturbation-key", "guide", "--control", "NTC", "--batch-key", "lane", "--separator", "_", "--models", "lgem"]
+ARGS = [
+    "--perturbation-key",
+    "guide",
+    "--control",
+    "NTC",
+    "--batch-key",
+    "lane",
+    "--separator",
+    "_",
+    "--models",
+    "lgem",
+]
 
 
 @pytest.fixture(scope="module")
@@ -275,24 +454,50 @@ def run(path, tmp_path_factory):
     return out
 
 
-def files(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+def files(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def test_the_command_fills_its_tables(run, screen):
     table = pd.read_csv(run / "evaluation.csv")
     assert list(table.columns) == ["model", "split", "perturbation", "metric", "value"]
     assert set(table["model"]) == {"no_change", "mean", "additive", "nearest", "lgem", "split_half"}
-    assert set(table["metric"]) == {"l2", "l2_without_target", "pearson", "pearson_without_target", "pearson_perturbed", "centroid_accuracy", "direction"}
+    assert set(table["metric"]) == {
+        "l2",
+        "l2_without_target",
+        "pearson",
+        "pearson_without_target",
+        "pearson_perturbed",
+        "centroid_accuracy",
+        "direction",
+    }
     assert not table.duplicated(["model", "split", "perturbation", "metric"]).any()
-    assert table.query("model == 'mean' and metric == 'pearson_perturbed'")["value"].abs().max() < 1e-9
-    assert table.query("model == 'no_change' and metric in ['pearson', 'direction']")["value"].dropna().eq(0).all()
+    assert (
+        table.query("model == 'mean' and metric == 'pearson_perturbed'")["value"].abs().max() < 1e-9
+    )
+    assert (
+        table.query("model == 'no_change' and metric in ['pearson', 'direction']")["value"]
+        .dropna()
+        .eq(0)
+        .all()
+    )
     hidden = set(screen.uns["truth"].query("kind == 'single'").index) - set(screen.var_names)
     assert {p for p in table.query("split == 'not_read_out'")["perturbation"]} >= hidden
     predictions = ad.read_h5ad(run / "predictions.h5ad")
-    assert predictions.obs.query("model == 'lgem' and flagged")["split"].unique().tolist() == ["not_read_out"]
+    assert predictions.obs.query("model == 'lgem' and flagged")["split"].unique().tolist() == [
+        "not_read_out"
+    ]
     assert np.isfinite(predictions.X).all()
     record = json.loads((run / "run.json").read_text())
-    assert record["status"] == "complete" and record["command"] == "perturb" and record["params"]["read"]["separator"] == "_"
+    assert (
+        record["status"] == "complete"
+        and record["command"] == "perturb"
+        and record["params"]["read"]["separator"] == "_"
+    )
     assert len(list((run / "figures").glob("*.png"))) >= 8
 
 
@@ -300,9 +505,11 @@ def test_scores_can_be_had_again_from_the_predictions(run):
     "evaluation.csv says what predictions.h5ad holds."
     table, p = pd.read_csv(run / "evaluation.csv"), ad.read_h5ad(run / "predictions.h5ad")
     rows = p[((p.obs["model"] == "lgem") & (p.obs["split"] == "single")).to_numpy()]
-    said = table.query("model == 'lgem' and split == 'single' and metric == 'l2'").set_index("perturbation")["value"]
+    said = table.query("model == 'lgem' and split == 'single' and metric == 'l2'").set_index(
+        "perturbation"
+    )["value"]
     for name, x, y in zip(rows.obs["perturbation"], rows.X, rows.layers["observed"]):
-        assert np.sqrt(np.nansum((x - y)**2)) == pytest.approx(said[name], rel=1e-4)
+        assert np.sqrt(np.nansum((x - y) ** 2)) == pytest.approx(said[name], rel=1e-4)
 
 
 def test_same_seed_same_bytes_and_another_seed_differs(run, path, tmp_path):
@@ -310,7 +517,9 @@ def test_same_seed_same_bytes_and_another_seed_differs(run, path, tmp_path):
     assert main(["perturb", str(path), *ARGS, "--out", str(again)]) == 0
     a, b = files(run), files(again)
     assert a.keys() == b.keys()
-    assert [k for k in a if a[k] != b[k] and k not in ("timings.json", "run.json", "predictions.h5ad")] == []
+    assert [
+        k for k in a if a[k] != b[k] and k not in ("timings.json", "run.json", "predictions.h5ad")
+    ] == []
     assert main(["perturb", str(path), *ARGS, "--out", str(tmp_path / "other"), "--seed", "1"]) == 0
     assert files(tmp_path / "other")["evaluation.csv"] != a["evaluation.csv"]
 
@@ -319,25 +528,60 @@ def test_a_killed_run_goes_on(run, path, tmp_path):
     "Killed after its first stored step, resumed: the same tables, and the finished steps are not computed again."
     out = tmp_path / "out"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    job = subprocess.Popen([sys.executable, "-c", "import sys; from longaml.cli import main; sys.exit(main(sys.argv[1:]))", "perturb", str(path), *ARGS, "--out", str(out)], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    job = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from longaml.cli import main; sys.exit(main(sys.argv[1:]))",
+            "perturb",
+            str(path),
+            *ARGS,
+            "--out",
+            str(out),
+        ],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     limit = time.monotonic() + 120
-    while not list(out.glob("steps/predict/*.npz")) and job.poll() is None and time.monotonic() < limit: time.sleep(0.02)
+    while (
+        not list(out.glob("steps/predict/*.npz"))
+        and job.poll() is None
+        and time.monotonic() < limit
+    ):
+        time.sleep(0.02)
     job.send_signal(signal.SIGKILL)
     job.wait()
     kept = {p: p.stat().st_mtime_ns for p in out.glob("steps/predict/*.npz")}
     assert kept
     assert main(["perturb", str(path), *ARGS, "--out", str(out), "--resume"]) == 0
     assert all(p.stat().st_mtime_ns == t for p, t in kept.items())
-    for name in ("evaluation.csv", "comparison.csv", "strata.csv"): assert (out / name).read_bytes() == (run / name).read_bytes()
+    for name in ("evaluation.csv", "comparison.csv", "strata.csv"):
+        assert (out / name).read_bytes() == (run / name).read_bytes()
 
 
-@pytest.mark.parametrize("args,said", [
-    (["--control", "ctrl"], "no cell has the control label 'ctrl'"), (["--perturbation-key", "gide"], "Did you mean 'guide'?"), (["--batch-key", "lan"], "Did you mean 'lane'?"), (["--models", "gears"], "model is 'gears'"),
-    (["--folds", "1"], "--folds is"), (["--folds", "many"], "--folds is"), (["--min-cells", "100000"], "Lower --min-cells"), (["--device", "tpu"], "device is 'tpu'")])
+@pytest.mark.parametrize(
+    "args,said",
+    [
+        (["--control", "ctrl"], "no cell has the control label 'ctrl'"),
+        (["--perturbation-key", "gide"], "Did you mean 'guide'?"),
+        (["--batch-key", "lan"], "Did you mean 'lane'?"),
+        (["--models", "gears"], "model is 'gears'"),
+        (["--folds", "1"], "--folds is"),
+        (["--folds", "many"], "--folds is"),
+        (["--min-cells", "100000"], "Lower --min-cells"),
+        (["--device", "tpu"], "device is 'tpu'"),
+    ],
+)
 def test_wrong_options(args, said, path, tmp_path, capsys):
     assert main(["perturb", str(path), *ARGS, "--out", str(tmp_path / "out"), *args]) == 2
     err = capsys.readouterr().err
-    assert said in err and "_key=" not in err and "control=" not in err and not (tmp_path / "out").exists()
+    assert (
+        said in err
+        and "_key=" not in err
+        and "control=" not in err
+        and not (tmp_path / "out").exists()
+    )
 
 
 def test_the_benchmark_agrees_with_itself():
@@ -355,28 +599,45 @@ def thp1(shared_data):
     cells = ad.read_h5ad(shared_data / "thp1_crispr.h5ad")
     cells = cells[(cells.obs["grna_umi"] >= 5) & (cells.obs["grna_frac"] > 0.7)].copy()
     assert cells.n_obs == 17678
-    return la.as_perturbseq(cells, perturbation_key="target", control="non-targeting", batch_key="rep")
+    return la.pp.as_perturbseq(
+        cells, perturbation_key="target", control="non-targeting", batch_key="rep"
+    )
 
 
 def test_thp1_interferon_knockouts_lower_their_targets(thp1):
-    bulk = la.pseudobulk_perturbations(thp1)
-    change, q = (pd.DataFrame(bulk.layers[k], bulk.obs_names, bulk.var_names) for k in ("change", "q_value"))
-    assert (change.loc[INTERFERON, KNOWN] < -0.4).all().all() and (q.loc[INTERFERON, KNOWN] < 1e-6).all().all()
+    bulk = la.pp.pseudobulk_perturbations(thp1)
+    change, q = (
+        pd.DataFrame(bulk.layers[k], bulk.obs_names, bulk.var_names) for k in ("change", "q_value")
+    )
+    assert (change.loc[INTERFERON, KNOWN] < -0.4).all().all() and (
+        q.loc[INTERFERON, KNOWN] < 1e-6
+    ).all().all()
     others = change.drop(index=INTERFERON)[KNOWN]
     assert (others.median().abs() < 0.1).all()
 
 
 def test_thp1_leave_one_out_covers_what_is_read_out(thp1):
-    learn, judge = (la.pseudobulk_perturbations(h) for h in la.control_halves(thp1))
-    folds = la.perturbation_folds(learn.obs_names, n_folds="leave_one_out", genes=learn.var_names)
-    predicted, flagged = la.held_out_responses(lambda: la.LinearResponse(k=5, ridge=1.0, missing="mean"), learn, folds)
+    learn, judge = (
+        la.pp.pseudobulk_perturbations(h) for h in la.pp.perturbations.control_halves(thp1)
+    )
+    folds = la.models.responses.perturbation_folds(
+        learn.obs_names, n_folds="leave_one_out", genes=learn.var_names
+    )
+    predicted, flagged = la.models.responses.held_out_responses(
+        lambda: la.models.LinearResponse(k=5, ridge=1.0, missing="mean"), learn, folds
+    )
     flags = flagged.droplevel("fold")
-    assert sorted(flags.index[~flags]) == sorted(READ_OUT) and int(flags.sum()) == 16 and flags["IFNGR1"]
+    assert (
+        sorted(flags.index[~flags]) == sorted(READ_OUT)
+        and int(flags.sum()) == 16
+        and flags["IFNGR1"]
+    )
     split = {p: s for f in folds for p, s in f.test.items()}
     assert all((split[p] == "not_read_out") == flags[p] for p in split)
-    mean, _ = la.held_out_responses(la.MeanResponse, learn, folds)
+    mean, _ = la.models.responses.held_out_responses(la.models.responses.MeanResponse, learn, folds)
     pd.testing.assert_frame_equal(predicted[flagged], mean[flagged])
-    with pytest.raises(ValueError, match="IFNGR1 are not among the 299 genes"): la.LinearResponse(k=5, ridge=1.0).fit(learn).predict(["IFNGR1"])
+    with pytest.raises(ValueError, match="IFNGR1 are not among the 299 genes"):
+        la.models.LinearResponse(k=5, ridge=1.0).fit(learn).predict(["IFNGR1"])
 
 
 @pytest.mark.slow
@@ -386,6 +647,10 @@ def test_thp1_by_the_command_with_every_model(shared_data, thp1, tmp_path):
     thp1.write_h5ad(path)
     assert main(["perturb", str(path), "--control", "non-targeting", "--out", str(out)]) == 0
     table = pd.read_csv(out / "comparison.csv")
-    assert set(table["split"]) == {"single", "not_read_out"} and {"lgem", "cross_attention"} <= set(table["model"])
-    rows = table.query("split == 'single' and metric == 'l2_without_target' and model in ['additive', 'mean']")
+    assert set(table["split"]) == {"single", "not_read_out"} and {"lgem", "cross_attention"} <= set(
+        table["model"]
+    )
+    rows = table.query(
+        "split == 'single' and metric == 'l2_without_target' and model in ['additive', 'mean']"
+    )
     assert (rows["better_than_mean"].abs() < 1e-9).all() and (rows["perturbations"] == 9).all()

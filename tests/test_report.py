@@ -1,4 +1,5 @@
 "The report: what it says on tables made by hand, that it needs nothing else, that the same run gives the same bytes, and how a browser sees it."
+
 import base64
 import json
 import re
@@ -14,15 +15,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longaml import report as rp
-from longaml.runs import Run
+from longaml.experiment import report as rp
+from longaml.experiment.store import Run
 
-TIMES, MODELS = ("DX", "REM", "REL"), ("majority", "patient_lineage", "technical", "logistic", "transformer")
+TIMES, MODELS = (
+    ("DX", "REM", "REL"),
+    ("majority", "patient_lineage", "technical", "logistic", "transformer"),
+)
 RANKERS, CONTRASTS = ("logistic", "paired_de", "transformer"), ("REL_vs_DX", "REM_vs_DX")
 GENES = [f"G{i:02d}" for i in range(40)]
 
 
 # ---------------------------------------------------------------- a run made by hand
+
 
 def evaluation(gain=0.3, patients=8, seed=0):
     "Held-out accuracy in which models that read genes are better than technical values by `gain`, and the network as good as logistic regression."
@@ -30,8 +35,15 @@ def evaluation(gain=0.3, patients=8, seed=0):
     for c in (*CONTRASTS, "all"):
         for m in MODELS:
             for p in range(patients):
-                v = 0.5 if m in MODELS[:2] else 0.55 + 0.05*rng.random() + (gain if m in MODELS[3:] else 0)
-                rows += [("state", c, m, f"AML{p + 1}", k, v, 1/3 if c == "all" else 0.5) for k in ("balanced_accuracy", "auroc")]
+                v = (
+                    0.5
+                    if m in MODELS[:2]
+                    else 0.55 + 0.05 * rng.random() + (gain if m in MODELS[3:] else 0)
+                )
+                rows += [
+                    ("state", c, m, f"AML{p + 1}", k, v, 1 / 3 if c == "all" else 0.5)
+                    for k in ("balanced_accuracy", "auroc")
+                ]
     return pd.DataFrame(rows, columns="task contrast model patient metric value chance".split())
 
 
@@ -43,24 +55,71 @@ def ranking(genes=GENES, passing=4, seed=0):
             order = rng.permutation(len(genes))
             order = np.r_[np.arange(passing), order[order >= passing]]
             n = len(genes)
-            tables.append(pd.DataFrame({"model": m, "contrast": c, "gene": np.array(genes)[order], "rank": np.arange(1, n + 1), "score": np.linspace(3, -1, n), "direction": np.where(order % 2, "up", "down"), "log2_fold_change": np.where(order % 2, 1.0, -1.0),
-                                        "p_value": np.linspace(0.001, 1, n), "q_value": np.where(np.arange(n) < passing, 0.01, 0.9), "stability": 0.5, "mean_expression": 1.0}))
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "model": m,
+                        "contrast": c,
+                        "gene": np.array(genes)[order],
+                        "rank": np.arange(1, n + 1),
+                        "score": np.linspace(3, -1, n),
+                        "direction": np.where(order % 2, "up", "down"),
+                        "log2_fold_change": np.where(order % 2, 1.0, -1.0),
+                        "p_value": np.linspace(0.001, 1, n),
+                        "q_value": np.where(np.arange(n) < passing, 0.01, 0.9),
+                        "stability": 0.5,
+                        "mean_expression": 1.0,
+                    }
+                )
+            )
     return pd.concat(tables, ignore_index=True)
 
 
 def audit(holds=()):
     "Verdicts, none of which holds but those named as (model, contrast, verdict)."
-    names = ["at chance", "constant", "input-independent", "explained by abundance", "explained by depth", "explained by composition", "unstable", "underpowered", "no gene passes"]
-    rows = [(m, c, v, (m, c, v) in holds if not (m == "paired_de" and v in ("at chance", "input-independent")) else None, 0.25, 0.5, f"what was found about {v}") for m in RANKERS for c in CONTRASTS for v in names]
+    names = [
+        "at chance",
+        "constant",
+        "input-independent",
+        "explained by abundance",
+        "explained by depth",
+        "explained by composition",
+        "unstable",
+        "underpowered",
+        "no gene passes",
+    ]
+    rows = [
+        (
+            m,
+            c,
+            v,
+            (m, c, v) in holds
+            if not (m == "paired_de" and v in ("at chance", "input-independent"))
+            else None,
+            0.25,
+            0.5,
+            f"what was found about {v}",
+        )
+        for m in RANKERS
+        for c in CONTRASTS
+        for v in names
+    ]
     return pd.DataFrame(rows, columns="model contrast verdict holds value threshold text".split())
 
 
-def visits(patients=8): return [(f"AML{p + 1}", t) for t in TIMES for p in range(patients) if (p, t) != (2, "REM")]
+def visits(patients=8):
+    return [(f"AML{p + 1}", t) for t in TIMES for p in range(patients) if (p, t) != (2, "REM")]
 
 
 def libraries(patients=8):
-    rows = [(p, t, f"{p}_{t}", k, n, 1000.0 + 10*i, 500.0, 0.05) for i, (p, t) in enumerate(visits(patients)) for k, n in (("all", 100), ("HSC malignant", 60), ("T normal", 40))]
-    return pd.DataFrame(rows, columns="patient timepoint sample lineage cells counts genes mitochondrial".split())
+    rows = [
+        (p, t, f"{p}_{t}", k, n, 1000.0 + 10 * i, 500.0, 0.05)
+        for i, (p, t) in enumerate(visits(patients))
+        for k, n in (("all", 100), ("HSC malignant", 60), ("T normal", 40))
+    ]
+    return pd.DataFrame(
+        rows, columns="patient timepoint sample lineage cells counts genes mitochondrial".split()
+    )
 
 
 def tables(**changes):
@@ -68,20 +127,68 @@ def tables(**changes):
     rng, r, seen = np.random.default_rng(1), ranking(), visits()
     top = r[r["rank"] <= 25]
     made = {
-        "evaluation": evaluation(), "ranking": r, "audit": audit(), "libraries": libraries(),
-        "coverage": pd.DataFrame([(c, k, n, n, n > 2) for c, n in (*((c, 8) for c in CONTRASTS), ("REL_vs_REM", 2)) for k in ("all", "HSC malignant")], columns="contrast lineage patients sets evaluated".split()),
-        "stability": pd.DataFrame([(m, c, 0.5, 0.4, 0.6, 0.05, 0.0, 0.1, 8, 50, 10) for m in RANKERS for c in CONTRASTS], columns="model contrast index low high null_index null_low null_high patients k n".split()),
-        "reach": pd.DataFrame([(c, 8, 256.0, 127.0, 0.05, 0.001, 0.3) for c in CONTRASTS], columns="contrast patients possible distinct smallest_p_alone smallest_p power".split()),
-        "gene_changes": pd.DataFrame([(x.model, x.contrast, x.gene, f"AML{p + 1}", x.log2_fold_change + rng.normal(0, 0.2)) for x in top.itertuples() for p in range(8)], columns="model contrast gene patient log2_fold_change".split()),
-        "gene_times": pd.DataFrame([(g, p, t, rng.normal()) for g in GENES for p, t in seen], columns="gene patient timepoint log2_change".split())}
+        "evaluation": evaluation(),
+        "ranking": r,
+        "audit": audit(),
+        "libraries": libraries(),
+        "coverage": pd.DataFrame(
+            [
+                (c, k, n, n, n > 2)
+                for c, n in (*((c, 8) for c in CONTRASTS), ("REL_vs_REM", 2))
+                for k in ("all", "HSC malignant")
+            ],
+            columns="contrast lineage patients sets evaluated".split(),
+        ),
+        "stability": pd.DataFrame(
+            [(m, c, 0.5, 0.4, 0.6, 0.05, 0.0, 0.1, 8, 50, 10) for m in RANKERS for c in CONTRASTS],
+            columns="model contrast index low high null_index null_low null_high patients k n".split(),
+        ),
+        "reach": pd.DataFrame(
+            [(c, 8, 256.0, 127.0, 0.05, 0.001, 0.3) for c in CONTRASTS],
+            columns="contrast patients possible distinct smallest_p_alone smallest_p power".split(),
+        ),
+        "gene_changes": pd.DataFrame(
+            [
+                (
+                    x.model,
+                    x.contrast,
+                    x.gene,
+                    f"AML{p + 1}",
+                    x.log2_fold_change + rng.normal(0, 0.2),
+                )
+                for x in top.itertuples()
+                for p in range(8)
+            ],
+            columns="model contrast gene patient log2_fold_change".split(),
+        ),
+        "gene_times": pd.DataFrame(
+            [(g, p, t, rng.normal()) for g in GENES for p, t in seen],
+            columns="gene patient timepoint log2_change".split(),
+        ),
+    }
     return {k: v for k, v in (made | changes).items() if v is not None}
 
 
 def write(folder, made, **params):
     "A finished run directory with these tables."
-    run = Run(folder, command="run", params={"task": "state", "models": [*MODELS, "paired_de"], "nulls": 20, "halves": 10, "n_genes": 2000, "device": "auto", "read": {}, **params}, seed=7)
-    run.record["inputs"] = [{"path": "/somewhere/else/cohort.h5ad", "sha256": "ab"*32}]
-    for name, t in made.items(): run.table(f"{name}.csv", t)
+    run = Run(
+        folder,
+        command="run",
+        params={
+            "task": "state",
+            "models": [*MODELS, "paired_de"],
+            "nulls": 20,
+            "halves": 10,
+            "n_genes": 2000,
+            "device": "auto",
+            "read": {},
+            **params,
+        },
+        seed=7,
+    )
+    run.record["inputs"] = [{"path": "/somewhere/else/cohort.h5ad", "sha256": "ab" * 32}]
+    for name, t in made.items():
+        run.table(f"{name}.csv", t)
     run.finish({"summary": ["a line", "note: dropped: 1 library"]})
     return folder
 
@@ -89,196 +196,411 @@ def write(folder, made, **params):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     "A run directory made by hand, with its report."
-    pytest.importorskip("nbclient"); pytest.importorskip("nbconvert"); pytest.importorskip("ipykernel")
-    out = write(tmp_path_factory.mktemp("report")/"out", tables())
+    pytest.importorskip("nbclient")
+    pytest.importorskip("nbconvert")
+    pytest.importorskip("ipykernel")
+    out = write(tmp_path_factory.mktemp("report") / "out", tables())
     rp.write_report(out)
     return out
 
 
 class Page(HTMLParser):
     "Tags with their attributes, and the text of a page."
+
     def __init__(self, text):
         super().__init__()
         self.tags, self.text = [], []
         self.feed(text)
 
-    def handle_starttag(self, tag, attrs): self.tags.append((tag, dict(attrs)))
-    def handle_data(self, data): self.text.append(data)
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text.append(data)
 
 
 # ---------------------------------------------------------------- the two files
 
+
 def test_page_needs_nothing_else(made):
-    text = (made/"report.html").read_text()
+    text = (made / "report.html").read_text()
     found = Page(text)
     bare = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
     assert not re.search(r"\w+:" + r"//|@import|url\(|srcset|\bon\w+=", bare)
-    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & {t for t, _ in found.tags}
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & {
+        t for t, _ in found.tags
+    }
     pictures = [a for t, a in found.tags if t == "img"]
-    assert len(pictures) > 20 and all(a["src"].startswith("data:image/png;base64,") and a["alt"] and "No description" not in a["alt"] for a in pictures)
-    assert all(base64.b64decode(a["src"].partition(",")[2]).startswith(b"\x89PNG") for a in pictures)
+    assert len(pictures) > 20 and all(
+        a["src"].startswith("data:image/png;base64,")
+        and a["alt"]
+        and "No description" not in a["alt"]
+        for a in pictures
+    )
+    assert all(
+        base64.b64decode(a["src"].partition(",")[2]).startswith(b"\x89PNG") for a in pictures
+    )
     ids = {a["id"] for _, a in found.tags if "id" in a}
     links = [a["href"] for t, a in found.tags if t == "a"]
     assert len(links) > 6 and all(h.startswith("#") and h[1:] in ids for h in links)
-    assert any(a.get("name") == "viewport" for t, a in found.tags if t == "meta") and "prefers-color-scheme:dark" in text and "@media print" in text
+    assert (
+        any(a.get("name") == "viewport" for t, a in found.tags if t == "meta")
+        and "prefers-color-scheme:dark" in text
+        and "@media print" in text
+    )
 
 
 def test_sections_and_sentences(made):
-    text = " ".join("".join(Page((made/"report.html").read_text()).text).split())
-    for title in ("At a glance", "The cohort", "Quality and depth", "Held-out patients, against baselines", "Ranked genes", "Top genes over time", "Do the models agree?", "Gene modules", "Methods, to paste"): assert title in text
-    assert "8 patients, 23 libraries at DX, REM and REL, 2,300 cells (100 to 100 in a library). 1 visit is missing: REM of AML3." in text
-    assert text.index("What can be believed") < text.index("What can not") < text.index("8 patients, 23 libraries")
+    text = " ".join("".join(Page((made / "report.html").read_text()).text).split())
+    for title in (
+        "At a glance",
+        "The cohort",
+        "Quality and depth",
+        "Held-out patients, against baselines",
+        "Ranked genes",
+        "Top genes over time",
+        "Do the models agree?",
+        "Gene modules",
+        "Methods, to paste",
+    ):
+        assert title in text
+    assert (
+        "8 patients, 23 libraries at DX, REM and REL, 2,300 cells (100 to 100 in a library). 1 visit is missing: REM of AML3."
+        in text
+    )
+    assert (
+        text.index("What can be believed")
+        < text.index("What can not")
+        < text.index("8 patients, 23 libraries")
+    )
     assert "REL against REM: not evaluated; 2 patients have enough cells at both." in text
-    assert "dropped: 1 library" in text and "This run has no gene modules." in text and "What comes next" not in text
+    assert (
+        "dropped: 1 library" in text
+        and "This run has no gene modules." in text
+        and "What comes next" not in text
+    )
 
 
 def test_notebook_is_executed_and_portable(made):
-    nb = nbformat.read(made/"report.ipynb", as_version=4)
+    nb = nbformat.read(made / "report.ipynb", as_version=4)
     nbformat.validate(nb)
     code = [c for c in nb.cells if c.cell_type == "code"]
-    assert all(c.execution_count for c in code) and sum(bool(c.outputs) for c in code) == len(code) - 1   # the first cell reads and says nothing
-    assert not [o for c in code for o in c.outputs if o.output_type == "error" or o.get("name") == "stderr"]
-    assert not [c for c in nb.cells if "execution" in c.metadata] and nb.metadata.language_info == {"name": "python"}
-    both = (made/"report.ipynb").read_text() + (made/"report.html").read_text()
-    for where in (str(made), str(made.parent), "/somewhere", str(Path.home()), sys.prefix, str(Path(rp.__file__).parents[1])): assert where == "/" or where not in both
+    assert (
+        all(c.execution_count for c in code) and sum(bool(c.outputs) for c in code) == len(code) - 1
+    )  # the first cell reads and says nothing
+    assert not [
+        o for c in code for o in c.outputs if o.output_type == "error" or o.get("name") == "stderr"
+    ]
+    assert not [c for c in nb.cells if "execution" in c.metadata] and nb.metadata.language_info == {
+        "name": "python"
+    }
+    both = (made / "report.ipynb").read_text() + (made / "report.html").read_text()
+    for where in (
+        str(made),
+        str(made.parent),
+        "/somewhere",
+        str(Path.home()),
+        sys.prefix,
+        str(Path(rp.__file__).parents[1]),
+    ):
+        assert where == "/" or where not in both
     assert not list(made.rglob("*.part")) and "%matplotlib inline" in code[0].source
 
 
 def test_same_run_gives_the_same_bytes(made, tmp_path):
-    other = shutil.copytree(made, tmp_path/"elsewhere")
+    other = shutil.copytree(made, tmp_path / "elsewhere")
     before = {p.name: p.read_bytes() for p in made.iterdir() if p.is_file()}
-    for p in other.glob("report.*"): p.unlink()
+    for p in other.glob("report.*"):
+        p.unlink()
     rp.write_report(other)
     assert {p.name: p.read_bytes() for p in other.iterdir() if p.is_file()} == before
 
 
 def test_odd_names_and_missing_tables(tmp_path):
     "Patients that look like numbers or like HTML, genes like markdown: shown as they are called. What the folder lacks is named."
-    pytest.importorskip("nbclient"); pytest.importorskip("nbconvert"); pytest.importorskip("ipykernel")
-    names = {"AML1": "007", "AML2": "<img src=x onerror=alert(1)>", "AML3": "NA", "G00": "<script>1</script>", "G01": "**b** $x$ |y|", "G02": "nan", "logistic": "logistic"}
+    pytest.importorskip("nbclient")
+    pytest.importorskip("nbconvert")
+    pytest.importorskip("ipykernel")
+    names = {
+        "AML1": "007",
+        "AML2": "<img src=x onerror=alert(1)>",
+        "AML3": "NA",
+        "G00": "<script>1</script>",
+        "G01": "**b** $x$ |y|",
+        "G02": "nan",
+        "logistic": "logistic",
+    }
     t = tables(reach=None, stability=None, gene_times=None, gene_changes=None, coverage=None)
-    out = write(tmp_path/"out", {k: v.replace({**names}) for k, v in t.items()})
+    out = write(tmp_path / "out", {k: v.replace({**names}) for k, v in t.items()})
     rp.write_report(out)
-    found = Page((out/"report.html").read_text())
-    assert not {"script"} & {tag for tag, _ in found.tags} and all("onerror" not in a for _, a in found.tags)
+    found = Page((out / "report.html").read_text())
+    assert not {"script"} & {tag for tag, _ in found.tags} and all(
+        "onerror" not in a for _, a in found.tags
+    )
     text = "".join(found.text)
-    for name in ("<script>1</script>", "**b** $x$ |y|", "nan", "REM of NA"): assert name in text
-    for name in ("gene_changes.csv", "gene_times.csv"): assert name in text
+    for name in ("<script>1</script>", "**b** $x$ |y|", "nan", "REM of NA"):
+        assert name in text
+    for name in ("gene_changes.csv", "gene_times.csv"):
+        assert name in text
 
 
 def test_a_run_with_less(tmp_path):
     "Without libraries, and without a ranking: sections name what is missing, or are not there."
-    out = write(tmp_path/"out", tables(libraries=None, ranking=None, audit=None, stability=None, gene_changes=None, gene_times=None, reach=None), models=[*MODELS])
+    out = write(
+        tmp_path / "out",
+        tables(
+            libraries=None,
+            ranking=None,
+            audit=None,
+            stability=None,
+            gene_changes=None,
+            gene_times=None,
+            reach=None,
+        ),
+        models=[*MODELS],
+    )
     prose = "\n".join(s for k, s, _ in rp.report_cells(out) if k == "markdown")
-    assert "no `libraries.csv`" in prose and "Ranked genes" not in prose and "Held-out patients" in prose
+    assert (
+        "no `libraries.csv`" in prose
+        and "Ranked genes" not in prose
+        and "Held-out patients" in prose
+    )
     code = "\n".join(s for k, s, _ in rp.report_cells(out) if k == "code")
     assert "libraries" not in code and "ranking" not in code
 
 
 # ---------------------------------------------------------------- what it says
 
-def said(kind, **changes): return [s for k, s in rp.believe(tables(**changes)) if k == kind]
+
+def said(kind, **changes):
+    return [s for k, s in rp.believe(tables(**changes)) if k == kind]
 
 
 def test_a_gain_is_believed_and_a_network_that_adds_nothing_is_not():
     yes, no = said("yes"), said("no")
-    assert any(s.startswith("REL against DX: the timepoints of unseen patients are told apart by logistic") and "technical 0.5" in s for s in yes)
-    assert any(s.startswith("transformer: no gain over logistic regression is shown for REL against DX, REM against DX and all timepoints") for s in no)
-    yes, no = said("yes", evaluation=evaluation(gain=0.0)), said("no", evaluation=evaluation(gain=0.0))
-    assert not any("unseen patients are told apart" in s for s in yes) and sum("no gain of logistic" in s and "is shown over depth" in s for s in no) == 3
+    assert any(
+        s.startswith("REL against DX: the timepoints of unseen patients are told apart by logistic")
+        and "technical 0.5" in s
+        for s in yes
+    )
+    assert any(
+        s.startswith(
+            "transformer: no gain over logistic regression is shown for REL against DX, REM against DX and all timepoints"
+        )
+        for s in no
+    )
+    yes, no = (
+        said("yes", evaluation=evaluation(gain=0.0)),
+        said("no", evaluation=evaluation(gain=0.0)),
+    )
+    assert (
+        not any("unseen patients are told apart" in s for s in yes)
+        and sum("no gain of logistic" in s and "is shown over depth" in s for s in no) == 3
+    )
 
 
 def test_genes_are_believed_unless_a_verdict_holds():
-    assert any(s.startswith("REL against DX: genes at q < 0.1 by logistic (4: G00, G01, G02 and 1 more); paired_de") for s in said("yes"))
-    held = audit([("logistic", "REL_vs_DX", "explained by depth"), ("logistic", "REL_vs_DX", "unstable")])
+    assert any(
+        s.startswith(
+            "REL against DX: genes at q < 0.1 by logistic (4: G00, G01, G02 and 1 more); paired_de"
+        )
+        for s in said("yes")
+    )
+    held = audit(
+        [("logistic", "REL_vs_DX", "explained by depth"), ("logistic", "REL_vs_DX", "unstable")]
+    )
     no = [s for s in said("no", audit=held) if "genes of logistic" in s]
     assert len(no) == 1 and "sequencing depth" in no[0] and "another list" in no[0]
-    assert not any("REL against DX: genes" in s and "logistic" in s for s in said("yes", audit=held))
+    assert not any(
+        "REL against DX: genes" in s and "logistic" in s for s in said("yes", audit=held)
+    )
     none = said("no", ranking=ranking(passing=0))
-    assert [s for s in none if "no gene" in s] == ["REL against DX and REM against DX: no gene of logistic, paired_de and transformer stands out from permuted libraries at q < 0.1. That does not show that nothing changes."]
-    assert any(s == "Not assessed for paired_de: at chance and input-independent." for s in said("open"))
+    assert [s for s in none if "no gene" in s] == [
+        "REL against DX and REM against DX: no gene of logistic, paired_de and transformer stands out from permuted libraries at q < 0.1. That does not show that nothing changes."
+    ]
+    assert any(
+        s == "Not assessed for paired_de: at chance and input-independent." for s in said("open")
+    )
 
 
 def test_flags_of_the_cohort_and_technical_values():
-    flagged = pd.concat([audit(), pd.DataFrame([("all", "all", "depth uncontrolled", True, np.nan, np.nan, "depth uncontrolled: log-normalised input")], columns=audit().columns)], ignore_index=True)
-    assert "The whole cohort: depth uncontrolled: log-normalised input." in said("no", audit=flagged)
+    flagged = pd.concat(
+        [
+            audit(),
+            pd.DataFrame(
+                [
+                    (
+                        "all",
+                        "all",
+                        "depth uncontrolled",
+                        True,
+                        np.nan,
+                        np.nan,
+                        "depth uncontrolled: log-normalised input",
+                    )
+                ],
+                columns=audit().columns,
+            ),
+        ],
+        ignore_index=True,
+    )
+    assert "The whole cohort: depth uncontrolled: log-normalised input." in said(
+        "no", audit=flagged
+    )
     e = evaluation()
     e.loc[e["model"] == "technical", "value"] += 0.4
-    assert any(s.startswith("Technical values: alone, they tell") for s in said("open", evaluation=e))
-    assert not any("Technical values" in s for s in said("open", evaluation=e.assign(value=e["chance"])))
+    assert any(
+        s.startswith("Technical values: alone, they tell") for s in said("open", evaluation=e)
+    )
+    assert not any(
+        "Technical values" in s for s in said("open", evaluation=e.assign(value=e["chance"]))
+    )
 
 
 def test_forecasts():
     rng = np.random.default_rng(0)
-    rows = [("forecast", "REL", m, f"AML{i}", "skill", v + 0.01*rng.random(), 0.0) for m, v in (("own_level", 0.0), ("no_change", -0.2), ("ridge", 0.1)) for i in range(8)]
-    e = pd.concat([evaluation(), pd.DataFrame(rows, columns=evaluation().columns)], ignore_index=True)
+    rows = [
+        ("forecast", "REL", m, f"AML{i}", "skill", v + 0.01 * rng.random(), 0.0)
+        for m, v in (("own_level", 0.0), ("no_change", -0.2), ("ridge", 0.1))
+        for i in range(8)
+    ]
+    e = pd.concat(
+        [evaluation(), pd.DataFrame(rows, columns=evaluation().columns)], ignore_index=True
+    )
     assert any(s.startswith("The change to REL: ridge (+0.10") for s in said("yes", evaluation=e))
     e.loc[e["model"] == "ridge", "value"] = -0.1
     assert any("no model is shown" in s for s in said("no", evaluation=e))
     skill = rp.skill_table(e, "forecast", "REL").set_index("model")
-    assert skill.loc["ridge", "skill"] == pytest.approx(-0.1) and skill.loc["no_change", "patients"] == 8
+    assert (
+        skill.loc["ridge", "skill"] == pytest.approx(-0.1)
+        and skill.loc["no_change", "patients"] == 8
+    )
 
 
 def test_held_out_is_what_numpy_gives():
     e = evaluation()
     t = rp.held_out(e, contrast="REL_vs_DX").set_index("model")
-    wide = e[(e["contrast"] == "REL_vs_DX") & (e["metric"] == "balanced_accuracy")].pivot(index="patient", columns="model", values="value")
+    wide = e[(e["contrast"] == "REL_vs_DX") & (e["metric"] == "balanced_accuracy")].pivot(
+        index="patient", columns="model", values="value"
+    )
     d = wide["transformer"] - wide["logistic"]
-    half = 2.3646242515927844*d.std()/np.sqrt(8)    # Student's t, 97.5%, 7 degrees of freedom
-    assert np.allclose(t.loc["transformer", ["over_logistic", "over_logistic_low", "over_logistic_high"]].astype(float), [d.mean(), d.mean() - half, d.mean() + half])
-    assert (t["baseline"] == "technical").all() and t.loc["technical", ["over_baseline", "over_logistic"]].isna().all() and np.isnan(t.loc["logistic", "over_logistic"])
-    assert (rp.held_out(e)[["mean_low", "mean_high"]].to_numpy() >= 0).all() and (rp.held_out(e)[["mean_low", "mean_high"]].to_numpy() <= 1).all()
-    with pytest.raises(ValueError, match="Did you mean 'REL_vs_DX'"): rp.held_out(e, contrast="REL_vs_DY")
+    half = 2.3646242515927844 * d.std() / np.sqrt(8)  # Student's t, 97.5%, 7 degrees of freedom
+    assert np.allclose(
+        t.loc["transformer", ["over_logistic", "over_logistic_low", "over_logistic_high"]].astype(
+            float
+        ),
+        [d.mean(), d.mean() - half, d.mean() + half],
+    )
+    assert (
+        (t["baseline"] == "technical").all()
+        and t.loc["technical", ["over_baseline", "over_logistic"]].isna().all()
+        and np.isnan(t.loc["logistic", "over_logistic"])
+    )
+    assert (rp.held_out(e)[["mean_low", "mean_high"]].to_numpy() >= 0).all() and (
+        rp.held_out(e)[["mean_low", "mean_high"]].to_numpy() <= 1
+    ).all()
+    with pytest.raises(ValueError, match="Did you mean 'REL_vs_DX'"):
+        rp.held_out(e, contrast="REL_vs_DY")
 
 
 def test_top_genes_have_intervals_over_patients():
     t = tables()
     top = rp.top_genes(t["ranking"], "logistic", "REL_vs_DX", changes=t["gene_changes"], n=3)
-    v = t["gene_changes"].query("model == 'logistic' and contrast == 'REL_vs_DX' and gene == 'G00'")["log2_fold_change"]
-    assert top.loc[0, "log2_fold_change"] == pytest.approx(v.mean()) and top.loc[0, "log2_fold_change_low"] < v.mean() < top.loc[0, "log2_fold_change_high"] < 0
+    v = t["gene_changes"].query(
+        "model == 'logistic' and contrast == 'REL_vs_DX' and gene == 'G00'"
+    )["log2_fold_change"]
+    assert (
+        top.loc[0, "log2_fold_change"] == pytest.approx(v.mean())
+        and top.loc[0, "log2_fold_change_low"] < v.mean() < top.loc[0, "log2_fold_change_high"] < 0
+    )
     assert top["same_way"].tolist()[0] == "8 of 8" and list(top["gene"]) == ["G00", "G01", "G02"]
     assert "log2_fold_change_low" not in rp.top_genes(t["ranking"], "logistic", "REL_vs_DX")
 
 
 # ---------------------------------------------------------------- agreement
 
-def rankings(scores): return pd.concat([pd.DataFrame({"model": m, "contrast": "B_vs_A", "gene": [f"g{i}" for i in range(len(v))], "score": v}) for m, v in scores.items()], ignore_index=True)
+
+def rankings(scores):
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "model": m,
+                    "contrast": "B_vs_A",
+                    "gene": [f"g{i}" for i in range(len(v))],
+                    "score": v,
+                }
+            )
+            for m, v in scores.items()
+        ],
+        ignore_index=True,
+    )
 
 
 def keep(folder, model, null, patients):
-    from longaml.runs import save_result
-    (folder/model).mkdir(parents=True)
-    for i in range(0, len(null), 2): save_result(folder/model/f"null-{i:04d}.npz", null[i:i + 2])
-    save_result(folder/model/"stability.npz", {"patients": patients})
+    from longaml.experiment.store import save_result
+
+    (folder / model).mkdir(parents=True)
+    for i in range(0, len(null), 2):
+        save_result(folder / model / f"null-{i:04d}.npz", null[i : i + 2])
+    save_result(folder / model / "stability.npz", {"patients": patients})
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(20, 120), st.integers(0, 10**6), st.integers(1, 10))
 def test_agreement_of_a_ranking_with_itself_and_with_its_reverse(n, seed, k):
     x = np.random.default_rng(seed).normal(size=n)
-    found = rp.concordance(rankings({"a": x, "b": 2*x + 1, "c": -x}), "B_vs_A", k=k).set_index(["model", "other"])
-    assert found.loc[("a", "b"), "rank_correlation"] == pytest.approx(1) and found.loc[("a", "b"), "shared"] == k
-    assert found.loc[("a", "c"), "rank_correlation"] == pytest.approx(-1) and found.loc[("a", "c"), "shared"] == 0
-    assert found["by_chance"].iloc[0] == pytest.approx(k*k/n) and found["permuted"].isna().all()
+    found = rp.concordance(rankings({"a": x, "b": 2 * x + 1, "c": -x}), "B_vs_A", k=k).set_index(
+        ["model", "other"]
+    )
+    assert (
+        found.loc[("a", "b"), "rank_correlation"] == pytest.approx(1)
+        and found.loc[("a", "b"), "shared"] == k
+    )
+    assert (
+        found.loc[("a", "c"), "rank_correlation"] == pytest.approx(-1)
+        and found.loc[("a", "c"), "shared"] == 0
+    )
+    assert found["by_chance"].iloc[0] == pytest.approx(k * k / n) and found["permuted"].isna().all()
 
 
 def test_agreement_by_chance_is_what_random_lists_share():
     rng = np.random.default_rng(0)
-    shared = [rp.concordance(rankings({"a": rng.normal(size=100), "b": rng.normal(size=100)}), "B_vs_A", k=20) for _ in range(60)]
-    assert np.mean([t["shared"].iloc[0] for t in shared]) == pytest.approx(shared[0]["by_chance"].iloc[0], abs=0.8)
+    shared = [
+        rp.concordance(
+            rankings({"a": rng.normal(size=100), "b": rng.normal(size=100)}), "B_vs_A", k=20
+        )
+        for _ in range(60)
+    ]
+    assert np.mean([t["shared"].iloc[0] for t in shared]) == pytest.approx(
+        shared[0]["by_chance"].iloc[0], abs=0.8
+    )
 
 
 def test_agreement_under_the_same_permutations(tmp_path):
     "Noise that two models share is shown, and nulls of other permutations are not compared."
     rng = np.random.default_rng(0)
-    noise, r = rng.normal(size=(8, 60)), rankings({"a": rng.normal(size=60), "b": rng.normal(size=60), "c": rng.normal(size=60)})
-    keep(tmp_path, "a", noise, 10); keep(tmp_path, "b", np.r_[noise, rng.normal(size=(4, 60))], 10); keep(tmp_path, "c", noise, 9)
+    noise, r = (
+        rng.normal(size=(8, 60)),
+        rankings({"a": rng.normal(size=60), "b": rng.normal(size=60), "c": rng.normal(size=60)}),
+    )
+    keep(tmp_path, "a", noise, 10)
+    keep(tmp_path, "b", np.r_[noise, rng.normal(size=(4, 60))], 10)
+    keep(tmp_path, "c", noise, 9)
     found = rp.concordance(r, "B_vs_A", nulls=tmp_path).set_index(["model", "other"])
-    assert found.loc[("a", "b"), "permuted"] == pytest.approx(1) and found.loc[("a", "b"), "permuted_shared"] == found["top"].iloc[0]
-    assert found.loc[[("a", "c"), ("b", "c")], "permuted"].isna().all()       # other patients
-    keep(tmp_path/"few", "a", noise, 4); keep(tmp_path/"few", "b", noise[:7], 4)
-    assert rp.concordance(r[r["model"] != "c"], "B_vs_A", nulls=tmp_path/"few")["permuted"].isna().all()   # all permutations of four patients, in another order
-    (tmp_path/"a/null-0000.npz").write_bytes(b"PK\x03\x04")
+    assert (
+        found.loc[("a", "b"), "permuted"] == pytest.approx(1)
+        and found.loc[("a", "b"), "permuted_shared"] == found["top"].iloc[0]
+    )
+    assert found.loc[[("a", "c"), ("b", "c")], "permuted"].isna().all()  # other patients
+    keep(tmp_path / "few", "a", noise, 4)
+    keep(tmp_path / "few", "b", noise[:7], 4)
+    assert (
+        rp.concordance(r[r["model"] != "c"], "B_vs_A", nulls=tmp_path / "few")["permuted"]
+        .isna()
+        .all()
+    )  # all permutations of four patients, in another order
+    (tmp_path / "a/null-0000.npz").write_bytes(b"PK\x03\x04")
     assert rp.concordance(r, "B_vs_A", nulls=tmp_path)["permuted"].isna().all()
 
 
@@ -289,112 +611,220 @@ def test_constant_scores_have_no_agreement():
 
 # ---------------------------------------------------------------- reading, methods
 
+
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1, max_size=8).filter(str.strip), min_size=1, max_size=6))
+@given(
+    st.lists(
+        st.text(
+            st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]),
+            min_size=1,
+            max_size=8,
+        ).filter(str.strip),
+        min_size=1,
+        max_size=6,
+    )
+)
 def test_names_come_back_as_they_were(names):
     import tempfile
+
     with tempfile.TemporaryDirectory() as d:
-        pd.DataFrame({"gene": names, "score": np.arange(len(names))}).to_csv(f"{d}/t.csv", index=False, lineterminator="\n")
+        pd.DataFrame({"gene": names, "score": np.arange(len(names))}).to_csv(
+            f"{d}/t.csv", index=False, lineterminator="\n"
+        )
         assert rp.read_table(f"{d}/t.csv")["gene"].tolist() == names
 
 
 def test_methods_say_what_was_run(made):
     run, t = rp.read_run(made)
     text = rp.methods(run, t)
-    for v in run["versions"].values(): assert v is None or v in text
-    for what in ("seed 7", "ab"*32, "cohort.h5ad", "2,300 cells in 23 libraries of 8 patients", "20 distinct permutations", "10 random halves", "Vaswani", "Smyth GK (2004)"): assert what in text
+    for v in run["versions"].values():
+        assert v is None or v in text
+    for what in (
+        "seed 7",
+        "ab" * 32,
+        "cohort.h5ad",
+        "2,300 cells in 23 libraries of 8 patients",
+        "20 distinct permutations",
+        "10 random halves",
+        "Vaswani",
+        "Smyth GK (2004)",
+    ):
+        assert what in text
     assert "/somewhere" not in text and "Hoerl" not in text
     used = set(rp.references(run))
     p = run["params"] | {"task": "state,forecast,impute", "models": [*p_all(), "lstm"]}
-    every = set(rp.references({**run, "params": p, "inputs": [{"path": "GSE235063_RAW.tar", "sha256": "0"}]}))
+    every = set(
+        rp.references(
+            {**run, "params": p, "inputs": [{"path": "GSE235063_RAW.tar", "sha256": "0"}]}
+        )
+    )
     assert used < every == set(rp.REFERENCES.values())
-    for author in re.findall(r"\(([A-Z]\w+)(?: et al\.| and \w+)?, \d{4}\)", text): assert any(r.startswith(author) or f" {author} " in r or f", {author}" in r for r in used), author
+    for author in re.findall(r"\(([A-Z]\w+)(?: et al\.| and \w+)?, \d{4}\)", text):
+        assert any(
+            r.startswith(author) or f" {author} " in r or f", {author}" in r for r in used
+        ), author
 
 
-def p_all(): return [*MODELS, "paired_de", "bilstm", "scbmlp", "bayesian_ridge", "nmf", "network_bdm"]
+def p_all():
+    return [*MODELS, "paired_de", "bilstm", "scbmlp", "bayesian_ridge", "nmf", "network_bdm"]
 
 
 # ---------------------------------------------------------------- when there is no report
 
-@pytest.mark.parametrize("record, says", [
-    ({"command": "perturb", "status": "complete"}, "longaml perturb, which has no report yet"), ({"command": "modules", "status": "complete"}, "longaml modules, which"), ({"command": "audit", "status": "complete"}, "longaml audit"),
-    ({"command": "published", "status": "complete"}, "longaml published"), ({"command": "run", "status": "running"}, "not finished"), ({}, "another program"), ([], "another program")])
+
+@pytest.mark.parametrize(
+    "record, says",
+    [
+        ({"command": "perturb", "status": "complete"}, "longaml perturb, which has no report yet"),
+        ({"command": "modules", "status": "complete"}, "longaml modules, which"),
+        ({"command": "audit", "status": "complete"}, "longaml audit"),
+        ({"command": "published", "status": "complete"}, "longaml published"),
+        ({"command": "run", "status": "running"}, "not finished"),
+        ({}, "another program"),
+        ([], "another program"),
+    ],
+)
 def test_what_has_no_report(tmp_path, record, says):
-    (tmp_path/"run.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=says): rp.write_report(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=says):
+        rp.write_report(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_no_run_directory(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder"): rp.write_report(tmp_path/"nowhere")
-    (tmp_path/"file").touch()
-    with pytest.raises(NotADirectoryError, match="is a file"): rp.write_report(tmp_path/"file")
-    with pytest.raises(ValueError, match="no run.json"): rp.write_report(tmp_path)
-    (tmp_path/"run.json").write_text('{"command": "ru')
-    with pytest.raises(ValueError, match="damaged"): rp.write_report(tmp_path)
-    (tmp_path/"demo/run").mkdir(parents=True); (tmp_path/"demo/run/run.json").touch()
-    with pytest.raises(ValueError, match="Did you mean .*demo/run"): rp.write_report(tmp_path/"demo")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        rp.write_report(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        rp.write_report(tmp_path / "file")
+    with pytest.raises(ValueError, match="no run.json"):
+        rp.write_report(tmp_path)
+    (tmp_path / "run.json").write_text('{"command": "ru')
+    with pytest.raises(ValueError, match="damaged"):
+        rp.write_report(tmp_path)
+    (tmp_path / "demo/run").mkdir(parents=True)
+    (tmp_path / "demo/run/run.json").touch()
+    with pytest.raises(ValueError, match="Did you mean .*demo/run"):
+        rp.write_report(tmp_path / "demo")
 
 
 @pytest.mark.parametrize("module", ["nbclient", "nbconvert", "nbformat", "ipykernel"])
 def test_without_the_extra_it_says_so(tmp_path, monkeypatch, module):
-    out = write(tmp_path/"out", tables())
+    out = write(tmp_path / "out", tables())
     monkeypatch.setitem(sys.modules, module, None)
     line = rp.report_or_say(out)
-    assert line.startswith(f"no report: {module} is needed here") and "longaml[report]" in line and f"longaml report {out}" in line and "\n" not in line
-    with pytest.raises(ImportError, match=r"longaml\[report\]"): rp.write_report(out)
+    assert (
+        line.startswith(f"no report: {module} is needed here")
+        and "longaml[report]" in line
+        and f"longaml report {out}" in line
+        and "\n" not in line
+    )
+    with pytest.raises(ImportError, match=r"longaml\[report\]"):
+        rp.write_report(out)
     assert not list(out.glob("report.*"))
 
 
 def test_a_failing_cell_leaves_the_old_report(made, monkeypatch):
     before = {p.name: p.read_bytes() for p in made.glob("report.*")}
     monkeypatch.setattr(rp, "START", "1/0")
-    with pytest.raises(RuntimeError, match="ZeroDivisionError: division by zero"): rp.write_report(made)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: division by zero"):
+        rp.write_report(made)
     line = rp.report_or_say(made)
-    assert line.startswith("no report (RuntimeError: a cell of the report failed") and "tries again" in line and "\n" not in line
-    assert {p.name: p.read_bytes() for p in made.glob("report.*")} == before and not list(made.rglob("*.part"))
+    assert (
+        line.startswith("no report (RuntimeError: a cell of the report failed")
+        and "tries again" in line
+        and "\n" not in line
+    )
+    assert {p.name: p.read_bytes() for p in made.glob("report.*")} == before and not list(
+        made.rglob("*.part")
+    )
 
 
 # ---------------------------------------------------------------- real runs
 
+
 def test_a_real_run(tmp_path):
     "A run of the library, its report, and its numbers in the run's own words."
-    pytest.importorskip("nbclient"); pytest.importorskip("nbconvert"); pytest.importorskip("ipykernel")
+    pytest.importorskip("nbclient")
+    pytest.importorskip("nbconvert")
+    pytest.importorskip("ipykernel")
     import longaml as la
-    from longaml.evaluation import run_cohort
-    la.write_geo(la.simulate_cohort("small", seed=3, n_patients=8, n_genes=150, n_drivers=8, n_cells=120, timepoints=("DX", "REL")), tmp_path/"cohort")
-    result = run_cohort(tmp_path/"cohort", tmp_path/"out", models=["logistic", "paired_de"], nulls=4)
-    assert rp.report_or_say(tmp_path/"out").startswith("report: ")
-    text = " ".join("".join(Page((tmp_path/"out/report.html").read_text()).text).split())
+    from longaml.experiment.run import run_cohort
+
+    la.datasets.write_geo(
+        la.datasets.simulate_cohort(
+            "small",
+            seed=3,
+            n_patients=8,
+            n_genes=150,
+            n_drivers=8,
+            n_cells=120,
+            timepoints=("DX", "REL"),
+        ),
+        tmp_path / "cohort",
+    )
+    result = run_cohort(
+        tmp_path / "cohort", tmp_path / "out", models=["logistic", "paired_de"], nulls=4
+    )
+    assert rp.report_or_say(tmp_path / "out").startswith("report: ")
+    text = " ".join("".join(Page((tmp_path / "out/report.html").read_text()).text).split())
     t = rp.held_out(result["evaluation"]).set_index("model").loc["logistic"]
-    assert f"{t['mean']:.2f} [{t['mean_low']:.2f}, {t['mean_high']:.2f}]" in text and f"{t['over_baseline']:+.2f} [" in text
-    for g in result["ranking"].query("model == 'logistic'")["gene"].head(15): assert g in text
+    assert (
+        f"{t['mean']:.2f} [{t['mean_low']:.2f}, {t['mean_high']:.2f}]" in text
+        and f"{t['over_baseline']:+.2f} [" in text
+    )
+    for g in result["ranking"].query("model == 'logistic'")["gene"].head(15):
+        assert g in text
     assert str(tmp_path) not in text
 
 
 @pytest.mark.slow
 def test_every_task_and_modules_inside(tmp_path):
-    pytest.importorskip("nbclient"); pytest.importorskip("nbconvert"); pytest.importorskip("ipykernel")
+    pytest.importorskip("nbclient")
+    pytest.importorskip("nbconvert")
+    pytest.importorskip("ipykernel")
     import longaml as la
-    from longaml.evaluation import run_cohort
-    from longaml.module_evaluation import run_modules
-    cohort = la.simulate_cohort("small", seed=2, n_patients=8, n_genes=120, n_drivers=6, n_cells=120)
-    la.save_cohort(cohort, tmp_path/"cohort.h5ad")
-    run_cohort(tmp_path/"cohort.h5ad", tmp_path/"out", task="state,forecast,impute", models=["logistic", "scbmlp", "transformer"], nulls=2)
-    run_modules(tmp_path/"cohort.h5ad", tmp_path/"out/modules", label_key="cell_type", n_genes=80, pair_genes=15, nulls=2)
-    rp.write_report(tmp_path/"out")
-    text = " ".join("".join(Page((tmp_path/"out/report.html").read_text()).text).split())
-    e = rp.read_table(tmp_path/"out/evaluation.csv")
-    for task, title, why in (("forecast", "The change to REL", "forecast REL: not evaluated"), ("impute", "Imputed: REM", "impute REM: not evaluated")): assert (title if (e["task"] == task).any() else why) in text
-    for what in ("What comes next", "From the weights of a bilinear MLP", "Pearce", "Hoerl"): assert what in text
-    only = tmp_path/"later"
-    run_cohort(tmp_path/"cohort.h5ad", only, task="forecast", models=["transformer"], nulls=4)
+    from longaml.experiment.run import run_cohort
+    from longaml.tasks.modules import run_modules
+
+    cohort = la.datasets.simulate_cohort(
+        "small", seed=2, n_patients=8, n_genes=120, n_drivers=6, n_cells=120
+    )
+    la.pp.save_cohort(cohort, tmp_path / "cohort.h5ad")
+    run_cohort(
+        tmp_path / "cohort.h5ad",
+        tmp_path / "out",
+        task="state,forecast,impute",
+        models=["logistic", "scbmlp", "transformer"],
+        nulls=2,
+    )
+    run_modules(
+        tmp_path / "cohort.h5ad",
+        tmp_path / "out/modules",
+        label_key="cell_type",
+        n_genes=80,
+        pair_genes=15,
+        nulls=2,
+    )
+    rp.write_report(tmp_path / "out")
+    text = " ".join("".join(Page((tmp_path / "out/report.html").read_text()).text).split())
+    e = rp.read_table(tmp_path / "out/evaluation.csv")
+    for task, title, why in (
+        ("forecast", "The change to REL", "forecast REL: not evaluated"),
+        ("impute", "Imputed: REM", "impute REM: not evaluated"),
+    ):
+        assert (title if (e["task"] == task).any() else why) in text
+    for what in ("What comes next", "From the weights of a bilinear MLP", "Pearce", "Hoerl"):
+        assert what in text
+    only = tmp_path / "later"
+    run_cohort(tmp_path / "cohort.h5ad", only, task="forecast", models=["transformer"], nulls=4)
     rp.write_report(only)
-    text = (only/"report.html").read_text()
+    text = (only / "report.html").read_text()
     assert "What comes next" in text and "Ranked genes" not in text
 
 
 # ---------------------------------------------------------------- a browser
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -402,8 +832,16 @@ def browser():
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as p:
         own = p.chromium.executable_path
-        where = own if own and Path(own).exists() else next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-        if where is None: pytest.skip("no Chromium on this machine")
+        where = (
+            own
+            if own and Path(own).exists()
+            else next(
+                filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+                None,
+            )
+        )
+        if where is None:
+            pytest.skip("no Chromium on this machine")
         b = p.chromium.launch(executable_path=where, args=["--no-sandbox"])
         yield b
         b.close()
@@ -412,15 +850,35 @@ def browser():
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_in_a_browser(made, browser, width, theme):
-    page, said, asked = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme), [], []
-    page.on("console", lambda m: said.append(m.text)); page.on("pageerror", lambda e: said.append(str(e)))
+    page, said, asked = (
+        browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme),
+        [],
+        [],
+    )
+    page.on("console", lambda m: said.append(m.text))
+    page.on("pageerror", lambda e: said.append(str(e)))
     page.on("request", lambda r: asked.append(r.url))
-    page.goto((made/"report.html").as_uri())
-    assert not said and [u for u in asked if not u.startswith("data:")] == [(made/"report.html").as_uri()]
-    assert page.evaluate("[...document.images].length > 20 && [...document.images].every(i => i.complete && i.naturalWidth > 0)")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")        # tables and wide figures scroll within themselves
-    assert page.evaluate("[...document.querySelectorAll('.table')].every(t => t.getBoundingClientRect().right <= innerWidth)")
-    light = sum(map(int, re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[:3]))
+    page.goto((made / "report.html").as_uri())
+    assert not said and [u for u in asked if not u.startswith("data:")] == [
+        (made / "report.html").as_uri()
+    ]
+    assert page.evaluate(
+        "[...document.images].length > 20 && [...document.images].every(i => i.complete && i.naturalWidth > 0)"
+    )
+    assert page.evaluate(
+        "document.documentElement.scrollWidth <= innerWidth"
+    )  # tables and wide figures scroll within themselves
+    assert page.evaluate(
+        "[...document.querySelectorAll('.table')].every(t => t.getBoundingClientRect().right <= innerWidth)"
+    )
+    light = sum(
+        map(
+            int,
+            re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))[
+                :3
+            ],
+        )
+    )
     assert (light > 600) == (theme == "light")
     assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('p')).fontSize) >= 16")
     page.close()
@@ -429,9 +887,13 @@ def test_in_a_browser(made, browser, width, theme):
 def test_printed(made, browser):
     page = browser.new_page(viewport={"width": 700, "height": 900}, color_scheme="dark")
     page.emulate_media(media="print")
-    page.goto((made/"report.html").as_uri())
+    page.goto((made / "report.html").as_uri())
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert not page.evaluate("[...document.querySelectorAll('nav, details.code')].some(e => e.getBoundingClientRect().height)")
+    assert not page.evaluate(
+        "[...document.querySelectorAll('nav, details.code')].some(e => e.getBoundingClientRect().height)"
+    )
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert page.evaluate("[...document.querySelectorAll('details.fold')].every(d => d.getBoundingClientRect().height > 300)")   # what is folded on a screen is printed
+    assert page.evaluate(
+        "[...document.querySelectorAll('details.fold')].every(d => d.getBoundingClientRect().height > 300)"
+    )  # what is folded on a screen is printed
     page.close()

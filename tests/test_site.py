@@ -1,4 +1,5 @@
 "The site in a browser: it opens without errors, shows its figures, is found through its search, and can be read on a phone and in the dark. Skipped where there is no Chromium."
+
 import functools
 import http.server
 import json
@@ -7,20 +8,24 @@ import threading
 from urllib.parse import urlsplit
 
 import pytest
-
 from test_docs import read_site
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-MATHS = ("cdn.jsdelivr.net", "cdnjs.cloudflare.com")  # formulas are drawn by a script that the renderer links to; nothing else may come from elsewhere
+MATHS = (
+    "cdn.jsdelivr.net",
+    "cdnjs.cloudflare.com",
+)  # formulas are drawn by a script that the renderer links to; nothing else may come from elsewhere
 
 
 def chromium(start):
     "A headless Chromium: the one of this machine, or Playwright's own; the test is skipped where there is neither."
     found = next(filter(None, map(shutil.which, NAMES)), None)
-    try: return start.chromium.launch(executable_path=found, args=["--no-sandbox"])
-    except playwright.Error as e: pytest.skip(f"no Chromium: {str(e).splitlines()[0]}")
+    try:
+        return start.chromium.launch(executable_path=found, args=["--no-sandbox"])
+    except playwright.Error as e:
+        pytest.skip(f"no Chromium: {str(e).splitlines()[0]}")
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +39,14 @@ def browser():
 @pytest.fixture(scope="module")
 def address(site):
     "The site, served: its address."
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args): pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(Quiet, directory=site)
+    )
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
@@ -50,14 +59,29 @@ def opened(browser, address, size=WIDE, scheme="light"):
 
     def elsewhere(route):
         host = urlsplit(route.request.url).netloc
-        if host == home: return route.continue_()
-        if host not in MATHS: wrong.append(f"{route.request.url} is fetched from another site")
-        route.fulfill(status=200, body="", content_type="text/css" if route.request.resource_type == "stylesheet" else "text/javascript")
+        if host == home:
+            return route.continue_()
+        if host not in MATHS:
+            wrong.append(f"{route.request.url} is fetched from another site")
+        route.fulfill(
+            status=200,
+            body="",
+            content_type="text/css"
+            if route.request.resource_type == "stylesheet"
+            else "text/javascript",
+        )
 
     tab = context.new_page()
     tab.route("**/*", elsewhere)
     tab.on("console", lambda m: wrong.append(f"{tab.url}: {m.text}") if m.type == "error" else None)
-    tab.on("pageerror", lambda e: wrong.append(f"{tab.url}: {e}") if not any(w in str(e) for w in ("katex", "MathJax", "renderMathInElement")) else None)
+    tab.on(
+        "pageerror",
+        lambda e: (
+            wrong.append(f"{tab.url}: {e}")
+            if not any(w in str(e) for w in ("katex", "MathJax", "renderMathInElement"))
+            else None
+        ),
+    )
     tab.on("response", lambda r: wrong.append(f"{r.url}: {r.status}") if r.status >= 400 else None)
     return tab, wrong
 
@@ -73,17 +97,25 @@ LOOK = """() => ({
 })"""
 
 
-@pytest.mark.parametrize("size, scheme", [(WIDE, "light"), (NARROW, "dark")], ids=["wide and light", "narrow and dark"])
+@pytest.mark.parametrize(
+    "size, scheme", [(WIDE, "light"), (NARROW, "dark")], ids=["wide and light", "narrow and dark"]
+)
 def test_every_page_opens_with_its_figures(browser, address, site, size, scheme):
-    pages, (tab, wrong) = sorted(p for p, links in read_site(site).items() if links), opened(browser, address, size, scheme)
+    pages, (tab, wrong) = (
+        sorted(p for p, links in read_site(site).items() if links),
+        opened(browser, address, size, scheme),
+    )
     bad, pictures = [], 0
     for page in pages:
         tab.goto(address + page)
         seen = tab.evaluate(LOOK)
         pictures += seen["pictures"]
-        if not seen["title"]: bad.append(f"{page} has no heading")
-        if seen["unseen"]: bad.append(f"{page} does not show {seen['unseen']}")
-        if seen["over"] > 0: bad.append(f"{page} is {seen['over']} pixels wider than the window")
+        if not seen["title"]:
+            bad.append(f"{page} has no heading")
+        if seen["unseen"]:
+            bad.append(f"{page} does not show {seen['unseen']}")
+        if seen["over"] > 0:
+            bad.append(f"{page} is {seen['over']} pixels wider than the window")
     assert not bad + wrong, "\n".join(bad + wrong)
     assert len(pages) > 40 and pictures > 40
 
@@ -103,6 +135,7 @@ def test_search_finds_the_lstm_and_opens_it(browser, address):
 def test_search_of_quarto_is_on(top):
     "The box above is the test renderer's; Quarto makes one where the navbar asks for it."
     import yaml
+
     assert yaml.safe_load((top / "_quarto.yml").read_text())["website"]["navbar"]["search"] is True
 
 
@@ -111,15 +144,23 @@ COLOURS = "() => [document.body, document.querySelector('main p')].map(e => { le
 
 def contrast(colours):
     "The contrast ratio of a text and its background, as WCAG 2 defines it; their luminances."
+
     def luminance(text):
-        rgb = [float(v) / 255 for v in text[text.index("(") + 1:-1].split(",")[:3]]
-        return sum(w * (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055)**2.4) for w, v in zip((0.2126, 0.7152, 0.0722), rgb))
+        rgb = [float(v) / 255 for v in text[text.index("(") + 1 : -1].split(",")[:3]]
+        return sum(
+            w * (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4)
+            for w, v in zip((0.2126, 0.7152, 0.0722), rgb)
+        )
+
     back, front = map(luminance, colours)
     return (max(back, front) + 0.05) / (min(back, front) + 0.05), back, front
 
 
 def test_contrast_is_measured():
-    assert round(contrast(["rgb(255, 255, 255)", "rgb(0, 0, 0)"])[0]) == 21 and contrast(["rgb(9, 9, 9)", "rgb(9, 9, 9)"])[0] == 1
+    assert (
+        round(contrast(["rgb(255, 255, 255)", "rgb(0, 0, 0)"])[0]) == 21
+        and contrast(["rgb(9, 9, 9)", "rgb(9, 9, 9)"])[0] == 1
+    )
 
 
 def test_both_themes_can_be_read_and_the_switch_works(browser, address):
@@ -127,7 +168,8 @@ def test_both_themes_can_be_read_and_the_switch_works(browser, address):
     seen = {}
     tab.goto(address)
     for name in ("light", "dark"):
-        if name == "dark": tab.click(".quarto-color-scheme-toggle")
+        if name == "dark":
+            tab.click(".quarto-color-scheme-toggle")
         tab.wait_for_timeout(300)
         seen[name] = contrast(tab.evaluate(COLOURS))
     assert all(ratio >= 4.5 for ratio, _, _ in seen.values()), seen
@@ -140,7 +182,10 @@ def test_a_phone_reaches_the_sidebar(browser, address):
     tab, wrong = opened(browser, address, NARROW)
     tab.goto(address)
     link = tab.locator("#quarto-sidebar a[href*='which_model_should_i_believe']").first
-    def place(): return link.bounding_box()["x"]
+
+    def place():
+        return link.bounding_box()["x"]
+
     assert place() < 0  # out of sight, to the left
     tab.click(".quarto-btn-toggle")
     tab.wait_for_timeout(600)
@@ -154,11 +199,19 @@ def test_what_is_wrong_in_a_browser_is_seen(browser, address, site):
     page = site / "index.html"
     text = page.read_text()
     broken = site / "broken.html"
-    broken.write_text(text.replace("</main>", '<img src="nowhere.png"><div style="width:3000px">x</div></main><script>console.error("seen")</script><script src="https://example.org/x.js"></script>'))
+    broken.write_text(
+        text.replace(
+            "</main>",
+            '<img src="nowhere.png"><div style="width:3000px">x</div></main><script>console.error("seen")</script><script src="https://example.org/x.js"></script>',
+        )
+    )
     try:
         tab, wrong = opened(browser, address)
         tab.goto(address + "broken.html")
         look = tab.evaluate(LOOK)
-    finally: broken.unlink()
+    finally:
+        broken.unlink()
     assert look["unseen"] and look["over"] > 0, json.dumps(look)
-    assert {"seen", "404", "another site"} <= {w for w in ("seen", "404", "another site") if any(w in x for x in wrong)}, wrong
+    assert {"seen", "404", "another site"} <= {
+        w for w in ("seen", "404", "another site") if any(w in x for x in wrong)
+    }, wrong

@@ -6,18 +6,19 @@
 All sides run in one process on the same data and must agree: without a penalty the closed form with the solution of the least-squares problem over all genes x perturbations at once (np.linalg.lstsq of the Kronecker product), with a penalty with
 the minimum of the penalised loss that L-BFGS finds. The exit status is 1 where they differ. The closed form is timed over many repetitions. Threads are as the environment says (OMP_NUM_THREADS).
 """
+
 import argparse
 import sys
 import time
 
 import numpy as np
 import torch
+from rows import row
 
 from longaml.core import rng_for
 from longaml.models.lgem import solve_lgem
-from rows import row
 
-LARGEST = 1e-6   # difference of a coefficient, relative to the largest, that is still agreement
+LARGEST = 1e-6  # difference of a coefficient, relative to the largest, that is still agreement
 
 
 def made(genes, perturbations, k):
@@ -41,11 +42,22 @@ def by_gradient(Y, G, P, ridge):
     "The minimum of the penalised loss, searched."
     y, g, p = (torch.as_tensor(v) for v in (Y, G, P))
     w = torch.zeros(G.shape[1], P.shape[1], dtype=torch.float64, requires_grad=True)
-    search = torch.optim.LBFGS([w], max_iter=1000, tolerance_grad=1e-9, tolerance_change=1e-15, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS(
+        [w],
+        max_iter=1000,
+        tolerance_grad=1e-9,
+        tolerance_change=1e-15,
+        line_search_fn="strong_wolfe",
+    )
 
     def loss():
         search.zero_grad()
-        value = ((y - g @ w @ p.T)**2).sum() + ridge * ((g @ w)**2).sum() + ridge * ((w @ p.T)**2).sum() + ridge**2 * (w**2).sum()
+        value = (
+            ((y - g @ w @ p.T) ** 2).sum()
+            + ridge * ((g @ w) ** 2).sum()
+            + ridge * ((w @ p.T) ** 2).sum()
+            + ridge**2 * (w**2).sum()
+        )
         value.backward()
         return value
 
@@ -60,14 +72,29 @@ def main():
     Y, G, P = made(genes, perturbations, k)
     print(f"{genes:,} genes x {perturbations} perturbations, K = {k}")
     wrong = False
-    for name, ridge, other in (("Kronecker least squares", 0.0, lambda: np.linalg.lstsq(np.kron(G, P), Y.ravel(), rcond=None)[0].reshape(k, k)), ("penalised loss by L-BFGS", 1.0, lambda: by_gradient(Y, G, P, 1.0))):
+    for name, ridge, other in (
+        (
+            "Kronecker least squares",
+            0.0,
+            lambda: np.linalg.lstsq(np.kron(G, P), Y.ravel(), rcond=None)[0].reshape(k, k),
+        ),
+        ("penalised loss by L-BFGS", 1.0, lambda: by_gradient(Y, G, P, 1.0)),
+    ):
         slow, t_slow = seconds(other, 1)
         fast, t_fast = seconds(lambda: solve_lgem(Y, G, P, ridge=ridge), 50)
         far = float(np.abs(fast - slow).max() / np.abs(slow).max())
         wrong |= far > LARGEST
-        row(f"LGEM of {genes:,} genes x {perturbations} perturbations, K = {k}", ("closed form", t_fast), (name, t_slow), differs=far)
-        print(f"{name}: {t_slow:.3f} s; closed form: {t_fast * 1e3:.3f} ms; {t_slow / t_fast:,.0f} times less time; largest relative difference of a coefficient {far:.1e}")
+        row(
+            f"LGEM of {genes:,} genes x {perturbations} perturbations, K = {k}",
+            ("closed form", t_fast),
+            (name, t_slow),
+            differs=far,
+        )
+        print(
+            f"{name}: {t_slow:.3f} s; closed form: {t_fast * 1e3:.3f} ms; {t_slow / t_fast:,.0f} times less time; largest relative difference of a coefficient {far:.1e}"
+        )
     return int(wrong)
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,10 +3,11 @@
     python tests/benchmarks/bench_networks.py           # graphs of 100 and 1,000 genes; 2,000 genes x 500 samples
     python tests/benchmarks/bench_networks.py --quick   # small cases, for the tests
 
-Deletions: the value without each gene, by zeros in its row and column. Three sides of the same run must agree: la.node_impact (touched blocks, all genes at once); la.bdm of each matrix (the whole matrix again, by array operations);
+Deletions: the value without each gene, by zeros in its row and column. Three sides of the same run must agree: la.tl.networks.node_impact (touched blocks, all genes at once); la.tl.bdm of each matrix (the whole matrix again, by array operations);
 and a plain loop over blocks with a dictionary of counts, the way the method is usually written, at 1,000 genes for a few genes and scaled to all of them, which the line says.
-Densities 0.05 (the default of la.adjacency) and 0.3. The touched blocks are timed seven times, the median counts. The exit status is 1 where sides differ. Threads are as the environment says (OMP_NUM_THREADS).
+Densities 0.05 (the default of la.tl.networks.adjacency) and 0.3. The touched blocks are timed seven times, the median counts. The exit status is 1 where sides differ. Threads are as the environment says (OMP_NUM_THREADS).
 """
+
 import argparse
 import os
 import sys
@@ -15,14 +16,14 @@ from collections import Counter
 from math import log2
 
 import numpy as np
+from rows import row
 from scipy import stats
 
 from longaml.core import rng_for
-from longaml.networks import _START, bdm, correlation_matrix, load_ctm, node_impact
-from rows import row
+from longaml.tl.networks import _START, bdm, correlation_matrix, load_ctm, node_impact
 
-LARGEST = 1e-6   # bits of a deletion that may differ
-RANKS = 1e-10    # of a correlation
+LARGEST = 1e-6  # bits of a deletion that may differ
+RANKS = 1e-10  # of a correlation
 
 
 def graph(n, density):
@@ -41,7 +42,11 @@ def without(a, k):
 def plain(a, ctm):
     "Block decomposition by a loop over 4 x 4 blocks and a dictionary."
     m = len(a) // 4 * 4
-    seen = Counter("".join(map(str, a[i:i + 4, j:j + 4].flat)) for i in range(0, m, 4) for j in range(0, m, 4))
+    seen = Counter(
+        "".join(map(str, a[i : i + 4, j : j + 4].flat))
+        for i in range(0, m, 4)
+        for j in range(0, m, 4)
+    )
     return sum(ctm[_START[4] + int(block, 2)] + log2(n) for block, n in seen.items())
 
 
@@ -62,14 +67,25 @@ def deletions(n, density, loop_genes):
     ours, fast = timed(lambda: node_impact(a).to_numpy(), 7)
     whole, slow = timed(lambda: bdm(a) - np.array([bdm(without(a, k)) for k in range(n)]))
     some = np.linspace(0, n - 1, min(n, loop_genes)).astype(int)
-    looped, loop = timed(lambda: plain(a, ctm) - np.array([plain(without(a, k), ctm) for k in some]))
+    looped, loop = timed(
+        lambda: plain(a, ctm) - np.array([plain(without(a, k), ctm) for k in some])
+    )
     far = max(np.abs(ours - whole).max(), np.abs(ours[some] - looped).max())
     scaled = loop * (n + 1) / (len(some) + 1)
     what = f"deleting each of {n:,} genes from a network of density {density}"
     row(what, ("touched blocks", fast), ("each matrix again, by arrays", slow), differs=far)
-    row(what, ("touched blocks", fast), ("a loop over blocks", scaled), differs=far, scaled="" if len(some) == n else f"{len(some)} of {n:,} genes")
-    print(f"deletions, {n:,} genes, density {density}: touched blocks {fast * 1e3:.2f} ms; each matrix again, by arrays {slow * 1e3:,.1f} ms, {slow / fast:,.0f} times; "
-          f"by a loop over blocks {scaled * 1e3:,.0f} ms{'' if len(some) == n else f' (from {len(some)} genes)'}, {scaled / fast:,.0f} times; largest difference {far:.1e} bits", flush=True)
+    row(
+        what,
+        ("touched blocks", fast),
+        ("a loop over blocks", scaled),
+        differs=far,
+        scaled="" if len(some) == n else f"{len(some)} of {n:,} genes",
+    )
+    print(
+        f"deletions, {n:,} genes, density {density}: touched blocks {fast * 1e3:.2f} ms; each matrix again, by arrays {slow * 1e3:,.1f} ms, {slow / fast:,.0f} times; "
+        f"by a loop over blocks {scaled * 1e3:,.0f} ms{'' if len(some) == n else f' (from {len(some)} genes)'}, {scaled / fast:,.0f} times; largest difference {far:.1e} bits",
+        flush=True,
+    )
     return far > LARGEST
 
 
@@ -79,16 +95,35 @@ def ranks(genes, samples, pairs):
     correlation_matrix(x[:, :50])
     r, fast = timed(lambda: correlation_matrix(x).to_numpy(), 3)
     some = rng_for(0, "bench genes").choice(genes, pairs, replace=False)
-    theirs, slow = timed(lambda: np.array([[stats.spearmanr(x[:, a], x[:, b]).statistic for b in some[:pairs // 2]] for a in some[pairs // 2:]]))
-    far = np.abs(r[np.ix_(some[pairs // 2:], some[:pairs // 2])] - theirs).max()
+    theirs, slow = timed(
+        lambda: np.array(
+            [
+                [stats.spearmanr(x[:, a], x[:, b]).statistic for b in some[: pairs // 2]]
+                for a in some[pairs // 2 :]
+            ]
+        )
+    )
+    far = np.abs(r[np.ix_(some[pairs // 2 :], some[: pairs // 2])] - theirs).max()
     each, each_slow = fast / (genes * (genes - 1) / 2), slow / theirs.size
     at_once, whole = timed(lambda: stats.spearmanr(x).statistic)
     far = max(far, np.abs(at_once - r).max())
-    what, total = f"Spearman's correlation of {genes:,} genes, {samples} samples", genes * (genes - 1) // 2
-    row(what, ("one product", fast), ("scipy, pair by pair", each_slow * total), differs=far, scaled=f"{theirs.size} of {total:,} pairs")
+    what, total = (
+        f"Spearman's correlation of {genes:,} genes, {samples} samples",
+        genes * (genes - 1) // 2,
+    )
+    row(
+        what,
+        ("one product", fast),
+        ("scipy, pair by pair", each_slow * total),
+        differs=far,
+        scaled=f"{theirs.size} of {total:,} pairs",
+    )
     row(what, ("one product", fast), ("scipy, whole matrix", whole), differs=far)
-    print(f"Spearman, {genes:,} genes x {samples} samples: {fast:.3f} s for {genes * (genes - 1) // 2:,} pairs; scipy pair by pair {slow:.2f} s for {theirs.size} of them, {each_slow / each:,.0f} times as long per pair; "
-          f"scipy's whole matrix {whole:.3f} s, {whole / fast:.1f} times; largest difference {far:.1e}", flush=True)
+    print(
+        f"Spearman, {genes:,} genes x {samples} samples: {fast:.3f} s for {genes * (genes - 1) // 2:,} pairs; scipy pair by pair {slow:.2f} s for {theirs.size} of them, {each_slow / each:,.0f} times as long per pair; "
+        f"scipy's whole matrix {whole:.3f} s, {whole / fast:.1f} times; largest difference {far:.1e}",
+        flush=True,
+    )
     return far > RANKS
 
 
@@ -96,11 +131,17 @@ def main():
     parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parse.add_argument("--quick", action="store_true", help="small cases, for the tests")
     quick = parse.parse_args().quick
-    print(f"numpy {np.__version__}, {os.environ.get('OMP_NUM_THREADS', 'all')} of {os.cpu_count()} threads")
+    print(
+        f"numpy {np.__version__}, {os.environ.get('OMP_NUM_THREADS', 'all')} of {os.cpu_count()} threads"
+    )
     wrong = False
-    for n, density in ((40, 0.05), (60, 0.3)) if quick else ((100, 0.05), (100, 0.3), (1000, 0.05), (1000, 0.3)): wrong |= bool(deletions(n, density, 100 if n <= 100 else 5))
+    for n, density in (
+        ((40, 0.05), (60, 0.3)) if quick else ((100, 0.05), (100, 0.3), (1000, 0.05), (1000, 0.3))
+    ):
+        wrong |= bool(deletions(n, density, 100 if n <= 100 else 5))
     wrong |= bool(ranks(*((100, 50, 10) if quick else (2000, 500, 60))))
     return int(wrong)
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

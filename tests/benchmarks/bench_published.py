@@ -8,6 +8,7 @@ published data loader, which would cost it more. Both train 5 of the 50 epochs; 
 status is 1 where they differ. (In single precision, rounding grows from step to step; how far is printed too.)
 One side of the knockouts is `published_knockouts`; the other runs all genes again for every gene. Where that loop is timed on some genes only, the line says so. Threads are as the environment says (OMP_NUM_THREADS).
 """
+
 import argparse
 import os
 import sys
@@ -18,28 +19,52 @@ os.environ.setdefault("LONGAML_PROGRESS", "0")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from longaml.published.protocol.protocol import (
+    METRICS,
+    PUBLISHED_MODELS,
+    PublishedFit,
+    Trajectories,
+    _accuracy_f1,
+    _alone,
+    _started,
+    fit_published,
+    published_knockouts,
+)  # noqa: E402
+from rows import row  # noqa: E402
 from torch import nn  # noqa: E402
 
 from longaml.core import rng_for  # noqa: E402
-from rows import row  # noqa: E402
-from longaml.published import METRICS, PUBLISHED_MODELS, PublishedFit, Trajectories, _accuracy_f1, _alone, _started, fit_published, published_knockouts  # noqa: E402
 
-LARGEST = 1e-6   # difference of a loss, an output or a knockout that is still agreement
+LARGEST = 1e-6  # difference of a loss, an output or a knockout that is still agreement
 
 
 def made(patients, genes, seed=0):
     "Trajectories as skewed as mean counts are, with random labels."
     rng = rng_for(seed, "bench")
-    level = np.exp(rng.normal(-2, 1.6, (patients, genes, 1)) + rng.normal(0, 0.4, (patients, genes, 3)))
+    level = np.exp(
+        rng.normal(-2, 1.6, (patients, genes, 1)) + rng.normal(0, 0.4, (patients, genes, 3))
+    )
     x = (level - level.min(1, keepdims=True)) / np.ptp(level, axis=1)[:, None]
-    return Trajectories(torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(rng.integers(0, 3, (patients, genes))), level.mean(2), [f"P{i}" for i in range(patients)], [f"G{i}" for i in range(genes)], ["DX", "REL", "REM"], None)
+    return Trajectories(
+        torch.as_tensor(x, dtype=torch.float32),
+        torch.as_tensor(rng.integers(0, 3, (patients, genes))),
+        level.mean(2),
+        [f"P{i}" for i in range(patients)],
+        [f"G{i}" for i in range(genes)],
+        ["DX", "REL", "REM"],
+        None,
+    )
 
 
 class Attention(nn.Module):
     "nn.MultiheadAttention with the weights of a published Transformer, and what comes after it."
+
     def __init__(self, net):
         super().__init__()
-        self.attention, self.norms = nn.MultiheadAttention(1, 1, batch_first=True), nn.ModuleList([nn.LayerNorm(1, eps=1e-6) for _ in range(2)])
+        self.attention, self.norms = (
+            nn.MultiheadAttention(1, 1, batch_first=True),
+            nn.ModuleList([nn.LayerNorm(1, eps=1e-6) for _ in range(2)]),
+        )
         self.inner, self.outer, self.head = net.inner, net.outer, net.head
         with torch.no_grad():
             for name in ("weight", "bias"):
@@ -54,6 +79,7 @@ class Attention(nn.Module):
 
 class Recurrent(nn.Module):
     "nn.LSTM with the weights of a layer, or of two, one for each direction."
+
     def __init__(self, layer):
         super().__init__()
         both = hasattr(layer, "forwards")
@@ -62,16 +88,20 @@ class Recurrent(nn.Module):
         self.lstm = nn.LSTM(inputs, width, batch_first=True, bidirectional=both)
         with torch.no_grad():
             for end, part in parts.items():
-                for k, p in part.named_parameters(): getattr(self.lstm, f"{k}_l0{end}").copy_(p)
+                for k, p in part.named_parameters():
+                    getattr(self.lstm, f"{k}_l0{end}").copy_(p)
 
-    def forward(self, x): return self.lstm(x)[0]
+    def forward(self, x):
+        return self.lstm(x)[0]
 
 
 def plain(model, net):
     "The same network of PyTorch's own layers."
-    if model == "transformer": return Attention(net)
+    if model == "transformer":
+        return Attention(net)
     net.lstm = Recurrent(net.lstm)
-    if model == "bilstm": net.second = Recurrent(net.second)
+    if model == "bilstm":
+        net.second = Recurrent(net.second)
     return net
 
 
@@ -87,24 +117,49 @@ def timed(side):
 
 def both(model, data, epochs):
     "Train both forms: seconds of each, and the largest difference of a loss or an output."
-    one, ours = timed(lambda: fit_published(data, model, epochs=epochs, dropout=False, device="cpu"))
-    def alone(): return [_alone(plain(model, n), x[..., None], y, data.splits, epochs, 0) for n, x, y in zip(_started(model, data.patients, 0, False, False), data.x, data.y)]
+    one, ours = timed(
+        lambda: fit_published(data, model, epochs=epochs, dropout=False, device="cpu")
+    )
+
+    def alone():
+        return [
+            _alone(plain(model, n), x[..., None], y, data.splits, epochs, 0)
+            for n, x, y in zip(_started(model, data.patients, 0, False, False), data.x, data.y)
+        ]
+
     many, theirs = timed(alone)
-    with torch.no_grad(): out = torch.stack([n(x[..., None]) for (n, _), x in zip(many, data.x)])
-    losses = np.abs(one.history - np.array([h for _, h in many]))[..., [METRICS.index(k) for k in ("loss", "val_loss")]]
+    with torch.no_grad():
+        out = torch.stack([n(x[..., None]) for (n, _), x in zip(many, data.x)])
+    losses = np.abs(one.history - np.array([h for _, h in many]))[
+        ..., [METRICS.index(k) for k in ("loss", "val_loss")]
+    ]
     return ours, theirs, max(float(losses.max()), float((one.outputs() - out).abs().max()))
 
 
 def training(model, data, epochs):
     "Time both forms of training; their largest difference in double precision, after one epoch."
-    fit_published(data, model, epochs=1, dropout=False, device="cpu")   # warms up: the step is traced once
+    fit_published(
+        data, model, epochs=1, dropout=False, device="cpu"
+    )  # warms up: the step is traced once
     ours, theirs, rounded = both(model, data, epochs)
     torch.set_default_dtype(torch.float64)
-    try: _, _, differs = both(model, replace(data, x=data.x.double()), 1)
-    finally: torch.set_default_dtype(torch.float32)
-    row(f"published {model}: {len(data.patients)} patients x {len(data.genes):,} genes, {epochs} epochs", ("all patients as one fit", ours), ("one by one, PyTorch's own layers", theirs), differs=differs)
-    print(f"{model}: {len(data.patients)} patients x {len(data.genes):,} genes, {epochs} epochs of {-(-data.splits[0] // 16)} steps")
-    print(f"  as one      {ours:8.2f} s\n  one by one  {theirs:8.2f} s\n  ratio       {theirs / ours:8.2f} x less time\n  largest difference of a loss or an output {differs:.1e} (in single precision {rounded:.1e})", flush=True)
+    try:
+        _, _, differs = both(model, replace(data, x=data.x.double()), 1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    row(
+        f"published {model}: {len(data.patients)} patients x {len(data.genes):,} genes, {epochs} epochs",
+        ("all patients as one fit", ours),
+        ("one by one, PyTorch's own layers", theirs),
+        differs=differs,
+    )
+    print(
+        f"{model}: {len(data.patients)} patients x {len(data.genes):,} genes, {epochs} epochs of {-(-data.splits[0] // 16)} steps"
+    )
+    print(
+        f"  as one      {ours:8.2f} s\n  one by one  {theirs:8.2f} s\n  ratio       {theirs / ours:8.2f} x less time\n  largest difference of a loss or an output {differs:.1e} (in single precision {rounded:.1e})",
+        flush=True,
+    )
     return differs
 
 
@@ -124,29 +179,59 @@ def loop(net, x, y, genes):
 
 def knockouts(model, data, genes):
     "Time both forms of the knockouts of one patient; the largest difference."
-    one = Trajectories(data.x[:1], data.y[:1], data.level[:1], data.patients[:1], data.genes, data.visits, None)
-    fit, total = PublishedFit(model, fit_published(one, model, epochs=1, device="cpu").networks, np.zeros((1, 0, 4)), one), len(data.genes)
+    one = Trajectories(
+        data.x[:1], data.y[:1], data.level[:1], data.patients[:1], data.genes, data.visits, None
+    )
+    fit, total = (
+        PublishedFit(
+            model,
+            fit_published(one, model, epochs=1, device="cpu").networks,
+            np.zeros((1, 0, 4)),
+            one,
+        ),
+        len(data.genes),
+    )
     published_knockouts(fit)
     fast, ours = timed(lambda: published_knockouts(fit))
     slow, theirs = timed(lambda: loop(fit.networks[0], one.x[0], one.y[0].numpy(), range(genes)))
-    differs = float(np.abs(fast[["accuracy_drop", "f1_drop", "output_change"]].to_numpy()[:genes] - slow).max())
+    differs = float(
+        np.abs(fast[["accuracy_drop", "f1_drop", "output_change"]].to_numpy()[:genes] - slow).max()
+    )
     how = "all of them" if genes == total else f"{genes} of them in {theirs:.2f} s, scaled"
     theirs *= total / genes
-    row(f"published {model}: knockouts of {total:,} genes", ("one pass", ours), ("all genes again for every gene", theirs), differs=differs, scaled="" if genes == total else f"{genes} of {total:,} genes")
-    print(f"{model}: knockouts of {total:,} genes (the loop: {how})\n  one pass    {ours:8.4f} s\n  loop        {theirs:8.2f} s\n  ratio       {theirs / ours:8.0f} x less time\n  largest difference {differs:.1e}", flush=True)
+    row(
+        f"published {model}: knockouts of {total:,} genes",
+        ("one pass", ours),
+        ("all genes again for every gene", theirs),
+        differs=differs,
+        scaled="" if genes == total else f"{genes} of {total:,} genes",
+    )
+    print(
+        f"{model}: knockouts of {total:,} genes (the loop: {how})\n  one pass    {ours:8.4f} s\n  loop        {theirs:8.2f} s\n  ratio       {theirs / ours:8.0f} x less time\n  largest difference {differs:.1e}",
+        flush=True,
+    )
     return differs
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="few patients and genes: whether both sides agree")
-    parser.add_argument("--epochs", type=int, default=5, help="epochs of both sides (published: 50)")
+    parser.add_argument(
+        "--quick", action="store_true", help="few patients and genes: whether both sides agree"
+    )
+    parser.add_argument(
+        "--epochs", type=int, default=5, help="epochs of both sides (published: 50)"
+    )
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} of {os.cpu_count()} threads")
     data = made(2, 92) if args.quick else made(10, 5000)
     differs = [training(m, data, 2 if args.quick else args.epochs) for m in PUBLISHED_MODELS]
-    differs += [knockouts(m, data, 92 if args.quick else 5000 if m == "transformer" else 100) for m in PUBLISHED_MODELS]
-    if not max(differs) <= LARGEST: sys.exit(f"the two sides differ by {max(differs):.1e}; at most {LARGEST:g} is agreement")
+    differs += [
+        knockouts(m, data, 92 if args.quick else 5000 if m == "transformer" else 100)
+        for m in PUBLISHED_MODELS
+    ]
+    if not max(differs) <= LARGEST:
+        sys.exit(f"the two sides differ by {max(differs):.1e}; at most {LARGEST:g} is agreement")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()
