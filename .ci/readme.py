@@ -1,4 +1,6 @@
-"Make README.md from nbs/index.ipynb: `python .ci/readme.py`. With `--check`, say what differs and exit 1."
+"""Make README.md from nbs/index.ipynb: `python .ci/readme.py`. With `--check`, say what differs
+and exit 1.
+"""
 
 import base64
 import json
@@ -51,9 +53,14 @@ def output(
     cell,  # the cell: its `fig-alt` describes a picture
     images,  # pictures so far, by path: a new one is added
 ) -> str:
-    "A stored output as markdown: a picture is written beside the notebooks, text goes into a block."
+    """A stored output as markdown: a picture is written beside the notebooks, text goes into a
+    block.
+    """
     data = out.get("data", {})
-    text = lambda v: v if isinstance(v, str) else "".join(v)
+
+    def text(value):
+        return value if isinstance(value, str) else "".join(value)
+
     if "image/png" in data:
         name = f"{IMAGES}/index_{len(images) + 1}.png"
         images[name] = base64.b64decode(text(data["image/png"]))
@@ -78,7 +85,7 @@ def readme(
         if cell["cell_type"] == "markdown":
             parts.append(prose(src, lookup))
             continue
-        code = "\n".join(l for l in src.splitlines() if not l.startswith("#|")).strip()
+        code = "\n".join(line for line in src.splitlines() if not line.startswith("#|")).strip()
         if code and "echo: false" not in flags:
             parts.append(f"```python\n{code}\n```")
         if "output: false" not in flags:

@@ -8,7 +8,7 @@ __all__ = ['app', 'Cohort', 'Out', 'PatientKey', 'TimepointKey', 'Timepoints', '
            'read_options', 'reads_cohort', 'run', 'audit', 'published', 'perturb', 'gene_modules', 'de', 'network',
            'compare', 'make_report', 'train_celltype', 'annotate_celltype', 'demo', 'simulate', 'convert']
 
-# %% ../nbs/80_cli.ipynb #06f915f7
+# %% ../nbs/80_cli.ipynb #fe84cfc9
 import inspect
 import json
 import logging
@@ -26,7 +26,7 @@ import typer
 
 from . import __version__
 
-# %% ../nbs/80_cli.ipynb #c1aa6b29
+# %% ../nbs/80_cli.ipynb #9b5735a4
 def _as_options(
     text,  # a message of the library
 ) -> str:
@@ -60,7 +60,7 @@ def _as_options(
     text = text.replace("previous=True", "--previous")
     return re.sub(r"\btimepoints=\[([^\]]+)\]", times, text)
 
-# %% ../nbs/80_cli.ipynb #d2200460
+# %% ../nbs/80_cli.ipynb #daecdbad
 def _ours(
     e,  # an exception
 ) -> bool:
@@ -102,7 +102,7 @@ def explain(
         1,
     )
 
-# %% ../nbs/80_cli.ipynb #851c3beb
+# %% ../nbs/80_cli.ipynb #68ae75c1
 app = typer.Typer(
     name="longaml",
     add_completion=False,
@@ -118,7 +118,8 @@ def main(
 ) -> int:  # exit code
     "The `longaml` command."
     args = list(sys.argv[1:] if args is None else args) or ["--help"]
-    log, handler = logging.getLogger("longaml"), logging.StreamHandler(sys.stderr)
+    log = logging.getLogger("longaml")
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("longaml: warning: %(message)s"))
     handler.setLevel(logging.WARNING)
     log.addHandler(handler)
@@ -139,7 +140,7 @@ def main(
     finally:
         log.removeHandler(handler)
 
-# %% ../nbs/80_cli.ipynb #8fbda414
+# %% ../nbs/80_cli.ipynb #149e4b8a
 def _print_version(value):
     "Print the version and stop."
     if value:
@@ -164,7 +165,7 @@ def options(
 ):
     "Longitudinal single-cell cohorts: which genes carry the change, and which model's answer can be believed?"
 
-# %% ../nbs/80_cli.ipynb #575b4cc4
+# %% ../nbs/80_cli.ipynb #b9b28c25
 def _names(
     value: str | None,  # "A,B,C", or None
 ):  # list of names, or None
@@ -188,7 +189,7 @@ def _given(
     "What the user said; the library's defaults hold for the rest."
     return {k: v for k, v in options.items() if v is not None}
 
-# %% ../nbs/80_cli.ipynb #e05b7748
+# %% ../nbs/80_cli.ipynb #62aed529
 Cohort = Annotated[
     Path,
     typer.Argument(
@@ -253,7 +254,7 @@ GeneSymbols = Annotated[
 ]
 ReadOptions = dict  # the keyword arguments of la.read_cohort that the user gave
 
-# %% ../nbs/80_cli.ipynb #3649816e
+# %% ../nbs/80_cli.ipynb #d8484101
 def read_options(
     patient_key: PatientKey = None,  # column of patients
     timepoint_key: TimepointKey = None,  # column of timepoints
@@ -267,7 +268,7 @@ def read_options(
     "How a cohort is read: what the user said of it."
     return _given(**locals())
 
-# %% ../nbs/80_cli.ipynb #c66ae544
+# %% ../nbs/80_cli.ipynb #bc20fee7
 def reads_cohort(
     command,  # function with a parameter `read`
 ):  # the same command with the options of `read_options`
@@ -284,7 +285,7 @@ def reads_cohort(
     called.__annotations__ = {p.name: p.annotation for p in own}
     return called
 
-# %% ../nbs/80_cli.ipynb #a362acf7
+# %% ../nbs/80_cli.ipynb #085468e5
 @app.command(short_help="Evaluate, rank genes against a null, audit the ranking.")
 @reads_cohort
 def run(
@@ -348,13 +349,13 @@ def run(
     if report:
         _report(out)
 
-# %% ../nbs/80_cli.ipynb #7f0188e8
+# %% ../nbs/80_cli.ipynb #e4ee09e1
 def _report(folder):  # the report of a run, or a line that says why there is none
     from longaml.experiment.report import report_or_say
 
     typer.echo(report_or_say(folder))
 
-# %% ../nbs/80_cli.ipynb #f7a7f886
+# %% ../nbs/80_cli.ipynb #96ec52ff
 @app.command(short_help="Say what explains a ranking made elsewhere.")
 @reads_cohort
 def audit(
@@ -384,7 +385,7 @@ def audit(
 
     typer.echo(audit_csv(ranking, cohort, out, read=read)["summary"])
 
-# %% ../nbs/80_cli.ipynb #c564132b
+# %% ../nbs/80_cli.ipynb #f7094890
 @app.command(short_help="The published protocol on your cohort, audited.")
 @reads_cohort
 def published(
@@ -408,7 +409,7 @@ def published(
     debug: Debug = False,  # read by main
 ):
     "Run the published protocol (genes as samples, random labels) exactly, and say what its rankings measure (la.published.run_published)."
-    from longaml.published.protocol.protocol import run_published
+    from longaml.published.run import run_published
 
     typer.echo(
         run_published(
@@ -423,7 +424,7 @@ def published(
         )["summary"]
     )
 
-# %% ../nbs/80_cli.ipynb #37460f43
+# %% ../nbs/80_cli.ipynb #3309b707
 @app.command(short_help="Predict unseen perturbations of a Perturb-seq screen, and judge it.")
 def perturb(
     screen: Annotated[
@@ -477,7 +478,7 @@ def perturb(
     resume: Resume = False,  # go on with an earlier run
     debug: Debug = False,  # read by main
 ):
-    "Predict perturbations that a model has not seen, and compare it with no change, the mean, the sum of the parts and the nearest perturbation (la.tasks.perturbation.run_perturb)."
+    "Predict perturbations that a model has not seen, and compare it with no change, the mean, the sum of the parts and the nearest perturbation (la.experiment.perturb.run_perturb)."
     read = _given(
         perturbation_key=perturbation_key,
         control=control,
@@ -485,7 +486,7 @@ def perturb(
         separator=separator,
         layer=layer,
     )
-    from longaml.tasks.perturbation import run_perturb
+    from longaml.experiment.perturb import run_perturb
 
     typer.echo(
         run_perturb(
@@ -501,7 +502,7 @@ def perturb(
         )["summary"]
     )
 
-# %% ../nbs/80_cli.ipynb #0eb94e8e
+# %% ../nbs/80_cli.ipynb #0ab7201a
 @app.command("modules", short_help="Gene modules and pairs of a bilinear MLP, against their nulls.")
 def gene_modules(
     cells: Annotated[
@@ -574,7 +575,7 @@ def gene_modules(
     )
     typer.echo(found["summary"])
 
-# %% ../nbs/80_cli.ipynb #9fafaa78
+# %% ../nbs/80_cli.ipynb #4c04a4bd
 @app.command(short_help="Paired differential expression of every contrast and lineage, audited.")
 @reads_cohort
 def de(
@@ -609,7 +610,7 @@ def de(
         )["summary"]
     )
 
-# %% ../nbs/80_cli.ipynb #79ea4a0e
+# %% ../nbs/80_cli.ipynb #05400935
 @app.command(
     short_help="Correlation networks, what deleting a gene does, and what changes over time."
 )
@@ -656,7 +657,7 @@ def network(
         )["summary"]
     )
 
-# %% ../nbs/80_cli.ipynb #96b68fb5
+# %% ../nbs/80_cli.ipynb #0bbd301f
 @app.command(short_help="Every model under the same folds, with paired differences.")
 @reads_cohort
 def compare(
@@ -697,7 +698,7 @@ def compare(
         )["summary"]
     )
 
-# %% ../nbs/80_cli.ipynb #6410b2bd
+# %% ../nbs/80_cli.ipynb #ae583457
 @app.command("report", short_help="Make the report of a finished run.")
 def make_report(
     folder: Annotated[
@@ -712,7 +713,7 @@ def make_report(
     notebook, page = write_report(folder)
     typer.echo(f"wrote {page} and {notebook}")
 
-# %% ../nbs/80_cli.ipynb #e1b9c035
+# %% ../nbs/80_cli.ipynb #b625f8d1
 celltype = typer.Typer(
     help="Name cell types with a rank-token Transformer: train, annotate.",
     rich_markup_mode=None,
@@ -724,7 +725,7 @@ app.add_typer(
     short_help="Name cell types with a rank-token Transformer: train, annotate.",
 )
 
-# %% ../nbs/80_cli.ipynb #156db616
+# %% ../nbs/80_cli.ipynb #b7aee3e3
 @celltype.command(
     "train", short_help="Judge a model on held-out donors beside simple methods, and train it."
 )
@@ -817,7 +818,7 @@ def train_celltype(
         )["summary"]
     )
 
-# %% ../nbs/80_cli.ipynb #aed40f71
+# %% ../nbs/80_cli.ipynb #549757bf
 @celltype.command("annotate", short_help="Name the types of cells with a trained model.")
 def annotate_celltype(
     cells: Annotated[
@@ -881,7 +882,7 @@ def annotate_celltype(
         ]
     )
 
-# %% ../nbs/80_cli.ipynb #ccd29503
+# %% ../nbs/80_cli.ipynb #242bbcd1
 @app.command(short_help="Everything on a simulated cohort of 28 patients.")
 def demo(
     out: Annotated[
@@ -906,7 +907,7 @@ def demo(
         _report(out / "run")
     typer.echo(f"the cohort, the tables and the figures are in {out}")
 
-# %% ../nbs/80_cli.ipynb #3e9a0aeb
+# %% ../nbs/80_cli.ipynb #b9c18b8b
 def _write_simulated(
     adata,  # a simulated cohort
     out,  # folder that does not exist, or is empty
@@ -930,7 +931,7 @@ def _write_simulated(
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
-# %% ../nbs/80_cli.ipynb #b92603f1
+# %% ../nbs/80_cli.ipynb #4e95cf6e
 @app.command(short_help="Write a cohort with planted truth, in the GEO layout.")
 def simulate(
     out: Annotated[
@@ -958,7 +959,7 @@ def simulate(
 ):
     "Write a cohort with planted truth: the GEO layout and truth.csv (la.datasets.simulate_cohort, la.datasets.write_geo)."
     from longaml.datasets.cohort import simulate_cohort
-    from longaml.experiment.store import check_out
+    from longaml.experiment.folder import check_out
 
     check_out(out)
     adata = simulate_cohort(
@@ -975,7 +976,7 @@ def simulate(
         f"wrote {adata.n_obs:,} cells x {adata.n_vars:,} genes of {adata.obs['patient'].nunique()} patients in {adata.obs['sample'].nunique()} samples, and truth.csv, to {out}"
     )
 
-# %% ../nbs/80_cli.ipynb #ac2a947a
+# %% ../nbs/80_cli.ipynb #4245c533
 @app.command(short_help="Write a cohort as one .h5ad file.")
 @reads_cohort
 def convert(
@@ -997,7 +998,8 @@ def convert(
             f"{str(out)!r} exists and is not overwritten; give another name, or remove it first."
         )
     from longaml.experiment.store import check_writable
-    from longaml.pp.reading import read_cohort, save_cohort
+    from longaml.pp.cohort import save_cohort
+    from longaml.pp.reading import read_cohort
 
     check_writable(out.resolve().parent)
     adata = read_cohort(cohort, **read)

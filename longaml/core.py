@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PATIENT', 'TIMEPOINT', 'SAMPLE', 'CELL_TYPE', 'MALIGNANT', 'LINEAGE', 'COUNTS', 'UNS', 'ALL', 'AML_TIMEPOINTS', 'log',
-           'contrasts', 'contrast_name', 'contrast_pair', 'nearest', 'listing', 'check_choice', 'check_column', 'need',
-           'derive_seed', 'rng_for', 'device_for', 'progress', 'atomic_path', 'module_stamp', 'check_cohort',
-           'timepoints_of', 'input_kind', 'counts_of']
+           'contrasts', 'contrast_name', 'InputError', 'MissingKeyError', 'nearest', 'listing', 'check_choice',
+           'check_column', 'contrast_pair', 'need', 'derive_seed', 'rng_for', 'device_for', 'progress', 'atomic_path',
+           'slug', 'module_stamp', 'check_cohort', 'timepoints_of', 'input_kind', 'counts_of']
 
-# %% ../nbs/00_core.ipynb #6b600a68
+# %% ../nbs/00_core.ipynb #557cf87b
 import ast
 import contextlib
 import difflib
@@ -17,139 +17,188 @@ import importlib
 import io
 import logging
 import os
+import re
 import sys
 import tokenize
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
 
-# %% ../nbs/00_core.ipynb #9c7b1580
-PATIENT, TIMEPOINT, SAMPLE = "patient", "timepoint", "sample"
-CELL_TYPE, MALIGNANT, LINEAGE = "cell_type", "malignant", "lineage"
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# %% ../nbs/00_core.ipynb #172a7902
+PATIENT = "patient"
+TIMEPOINT = "timepoint"
+SAMPLE = "sample"
+CELL_TYPE = "cell_type"
+MALIGNANT = "malignant"
+LINEAGE = "lineage"
 COUNTS = "counts"  # layer that holds raw counts after `normalize`
 UNS = "longaml"  # key of the provenance dictionary in `uns`
 ALL = "all"  # the one lineage of a cohort without annotation, and "over all lineages"
 AML_TIMEPOINTS = ("DX", "REM", "REL")  # diagnosis, remission, relapse: the order of *time*
 log = logging.getLogger("longaml")
 
-# %% ../nbs/00_core.ipynb #3f96bbf6
+# %% ../nbs/00_core.ipynb #a09f76a5
 def contrasts(
-    timepoints,  # ordered timepoint names, earliest first
-) -> list:  # `(later, earlier)` pairs; last against first comes first
+    timepoints: Iterable,  # ordered timepoint names, earliest first
+) -> list[tuple]:  # `(later, earlier)` pairs; last against first comes first
     "Every pair of timepoints as `(later, earlier)`, the widest span first."
-    t = list(timepoints)
-    pairs = [(j - i, i, (t[j], t[i])) for i in range(len(t)) for j in range(i + 1, len(t))]
-    return [p for _, _, p in sorted(pairs, key=lambda r: (-r[0], r[1]))]
+    names = list(timepoints)
+    pairs = []
+    for span in range(len(names) - 1, 0, -1):
+        for first in range(len(names) - span):
+            pairs.append((names[first + span], names[first]))
+    return pairs
 
 
 def contrast_name(
-    later,  # the later timepoint
-    earlier,  # the earlier timepoint
-) -> str:
+    later: str,  # the later timepoint
+    earlier: str,  # the earlier timepoint
+) -> str:  # `LATER_vs_EARLIER`
     "How a contrast is written in tables: `REL_vs_DX`."
     return f"{later}_vs_{earlier}"
 
-# %% ../nbs/00_core.ipynb #9dc92d52
-def contrast_pair(
-    name,  # such as `REL_vs_DX`
-    timepoints,  # the cohort's timepoints
-) -> tuple:  # (later, earlier)
-    "The timepoints of a contrast's name, whatever the timepoints are called."
-    named = {contrast_name(a, b): (a, b) for a in timepoints for b in timepoints if a != b}
-    if name in named:
-        return named[name]
-    raise ValueError(
-        f"contrast {name!r} is not of this cohort; expected LATER_vs_EARLIER from {', '.join(map(str, timepoints))}, such as {contrast_name(timepoints[-1], timepoints[0])}"
-    )
+# %% ../nbs/00_core.ipynb #4c8218d5
+class InputError(ValueError):
+    """Input, or the value of a parameter, that longaml cannot work with.
 
-# %% ../nbs/00_core.ipynb #ab45e89e
+    The message names what was found, what was expected and what to do. `parameter` is the name of
+    the Python parameter that the user should change, or None where no parameter is at fault.
+    """
+
+    def __init__(
+        self,
+        message: str,  # what was found, what was expected, what to do
+        parameter: str | None = None,  # Python parameter that the user should change
+    ):
+        super().__init__(message)
+        self.parameter = parameter
+
+
+class MissingKeyError(InputError, KeyError):
+    "A name that does not exist in a table or a mapping: a column, a layer."
+
+    def __str__(self) -> str:
+        return str(self.args[0])  # `KeyError` would show the message in quotes
+
+# %% ../nbs/00_core.ipynb #018b1fd3
 def nearest(
-    name,  # what the user wrote
-    options,  # what exists
+    name: Any,  # what the user wrote
+    options: Iterable,  # what exists
 ) -> str:  # `" Did you mean 'x'?"`, or an empty string
     "A spelling hint for a name that does not exist."
-    close = difflib.get_close_matches(
-        str(name).lower(), [str(o).lower() for o in options], n=1, cutoff=0.6
-    )
-    hit = next((o for o in options if close and str(o).lower() == close[0]), None)
-    return "" if hit is None else f" Did you mean {hit!r}?"
+    options = list(options)
+    lower = [str(o).lower() for o in options]
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)
+    if not close:
+        return ""
+    return f" Did you mean {options[lower.index(close[0])]!r}?"
 
 
 def listing(
-    items,  # names to list
-    most=8,  # how many are written out
-) -> str:
+    items: Iterable,  # names to list
+    most: int = 8,  # how many are written out
+) -> str:  # such as `a, b, ... (3 more)`; `none` where there are no names
     "Names for a message: the first few, and how many more."
-    items = [str(i) for i in items]
-    return (", ".join(items[:most]) or "none") + (
-        f", ... ({len(items) - most} more)" if len(items) > most else ""
-    )
+    names = [str(i) for i in items]
+    text = ", ".join(names[:most]) or "none"
+    if len(names) > most:
+        text += f", ... ({len(names) - most} more)"
+    return text
 
-# %% ../nbs/00_core.ipynb #d14dfb3f
+# %% ../nbs/00_core.ipynb #7754ba61
 def check_choice(
-    value,  # what the user gave
-    options,  # what is allowed
-    name,  # what it is called in the message
-):  # `value`, unchanged
-    "Raise `ValueError` unless `value` is one of `options`."
-    if value not in list(options):
-        raise ValueError(
-            f"{name} is {value!r}; expected one of: {listing(options)}.{nearest(value, options)}"
+    value: Any,  # what the user gave
+    options: Iterable,  # what is allowed
+    name: str,  # what it is called in the message
+    parameter: str | None = None,  # the parameter to change; None: the same as `name`
+) -> Any:  # `value`, unchanged
+    "Raise `InputError` unless `value` is one of `options`."
+    allowed = list(options)
+    if value not in allowed:
+        raise InputError(
+            f"{name} is {value!r}; expected one of: {listing(allowed)}.{nearest(value, allowed)}",
+            parameter=parameter or name,
         )
     return value
 
 
 def check_column(
-    frame,  # `adata.obs`, or any table
-    key,  # column wanted
-    what,  # its role in the message, such as "patient"
-    hint="",  # the next call to make
-):  # the column
-    "Return `frame[key]`, or raise `KeyError` naming the columns there are."
+    frame: pd.DataFrame,  # `adata.obs`, or any table
+    key: str,  # column wanted
+    what: str,  # its role in the message, such as "patient"
+    hint: str = "",  # the next call to make
+    parameter: str | None = None,  # the parameter that names the column
+) -> pd.Series:  # the column
+    "Return `frame[key]`, or raise `MissingKeyError` naming the columns there are."
     if key not in frame.columns:
-        raise KeyError(
-            f"no {what} column {key!r}; the columns are: {listing(frame.columns, 20)}.{nearest(key, frame.columns)}{' ' + hint if hint else ''}"
+        message = (
+            f"no {what} column {key!r}; the columns are: {listing(frame.columns, 20)}."
+            f"{nearest(key, frame.columns)}"
         )
+        raise MissingKeyError(f"{message} {hint}".rstrip(), parameter=parameter)
     return frame[key]
 
-# %% ../nbs/00_core.ipynb #3ddf485c
+# %% ../nbs/00_core.ipynb #d9d314b2
+def contrast_pair(
+    name: str,  # such as `REL_vs_DX`
+    timepoints: Sequence,  # the cohort's timepoints, earliest first
+) -> tuple[str, str]:  # (later, earlier)
+    "The timepoints of a contrast's name, whatever the timepoints are called."
+    for later in timepoints:
+        for earlier in timepoints:
+            if later != earlier and contrast_name(later, earlier) == name:
+                return later, earlier
+    example = contrast_name(timepoints[-1], timepoints[0])
+    raise InputError(
+        f"contrast {name!r} is not of this cohort; expected LATER_vs_EARLIER from "
+        f"{', '.join(map(str, timepoints))}, such as {example}",
+        parameter="contrast",
+    )
+
+# %% ../nbs/00_core.ipynb #1f08b9fb
 def need(
-    module,  # module to import, such as "pydeseq2"
-    extra,  # the extra that brings it: `pip install longaml[extra]`
-):  # the module
+    module: str,  # module to import, such as "pydeseq2"
+    extra: str,  # the extra that brings it: `pip install longaml[extra]`
+) -> ModuleType:  # the module
     "Import an optional dependency, or say how to install it."
     try:
         return importlib.import_module(module)
     except ImportError as e:
         raise ImportError(
-            f"{module} is needed here and is not installed. Install it with: pip install 'longaml[{extra}]'"
+            f"{module} is needed here and is not installed. "
+            f"Install it with: pip install 'longaml[{extra}]'"
         ) from e
 
-# %% ../nbs/00_core.ipynb #40d9450f
+# %% ../nbs/00_core.ipynb #197e3dd6
 def derive_seed(
-    seed,  # the user's seed
-    *parts,  # what the fit is: fold, permutation, a name
+    seed: int,  # the user's seed
+    *parts: Any,  # what the fit is: fold, permutation, a name
 ) -> int:  # 63-bit integer
     "A seed for one piece of work, the same whatever ran before it."
-    return (
-        int.from_bytes(
-            hashlib.sha256(repr((int(seed), *map(str, parts))).encode()).digest()[:8], "little"
-        )
-        >> 1
-    )
+    identity = repr((int(seed), *map(str, parts)))
+    digest = hashlib.sha256(identity.encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def rng_for(
-    seed,  # the user's seed
-    *parts,  # what the work is
-) -> np.random.Generator:
+    seed: int,  # the user's seed
+    *parts: Any,  # what the work is
+) -> np.random.Generator:  # a generator of its own
     "A NumPy generator for one piece of work."
     return np.random.default_rng(derive_seed(seed, *parts))
 
-# %% ../nbs/00_core.ipynb #4933aa1a
+# %% ../nbs/00_core.ipynb #0abfd9ed
 def device_for(
-    name="auto",  # "auto", "cpu", "cuda", "cuda:1", "mps"
-) -> str:
+    name: str = "auto",  # "auto", "cpu", "cuda", "cuda:1", "mps"
+) -> str:  # a device that torch accepts and this machine has
     "The torch device to use; `auto` prefers cuda, then mps, then cpu."
     import torch
 
@@ -157,45 +206,54 @@ def device_for(
     if name == "auto":
         return next(d for d in ("cuda", "mps", "cpu") if has[d])
     if not has[check_choice(str(name).split(":")[0], has, "device")]:
-        raise ValueError(
-            f"device {name!r} is not available on this machine; available: {listing(d for d in has if has[d])}. Use device='auto'."
+        available = listing(d for d in has if has[d])
+        raise InputError(
+            f"device {name!r} is not available on this machine; available: {available}. "
+            "Use device='auto'.",
+            parameter="device",
         )
     return str(name)
 
 
 def progress(
-    items,  # what to iterate over
-    desc=None,  # label of the bar
-    total=None,  # how many, where `items` has no length
-):  # an iterable over the same items
+    items: Iterable,  # what to iterate over
+    desc: str | None = None,  # label of the bar
+    total: int | None = None,  # how many, where `items` has no length
+) -> Iterable:  # an iterable over the same items
     "`items` behind a progress bar, silent in tests, in pipes, and where `LONGAML_PROGRESS=0`."
     from tqdm.auto import tqdm
 
-    quiet = (
-        os.environ.get("LONGAML_PROGRESS") == "0"
-        or "PYTEST_CURRENT_TEST" in os.environ
-        or bool(os.environ.get("IN_TEST"))
-    )
-    return tqdm(
-        items, desc=desc, total=total, disable=True if quiet else None, leave=False
-    )  # None: silent where nobody watches (a pipe, a log file)
+    switched_off = os.environ.get("LONGAML_PROGRESS") == "0"
+    testing = "PYTEST_CURRENT_TEST" in os.environ or bool(os.environ.get("IN_TEST"))
+    quiet = True if switched_off or testing else None  # None: silent where nobody watches (a pipe)
+    return tqdm(items, desc=desc, total=total, disable=quiet, leave=False)
 
-# %% ../nbs/00_core.ipynb #8641ddef
+# %% ../nbs/00_core.ipynb #b14b10d2
 @contextlib.contextmanager
 def atomic_path(
-    path,  # where the finished file belongs
-):  # yields a temporary path in the same folder
+    path: str | Path,  # where the finished file belongs
+) -> Iterator[Path]:  # yields a temporary path in the same folder
     "Write to the yielded path; it takes `path`'s place only if the block succeeds."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.part")
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    tmp = final.with_name(f".{final.name}.{os.getpid()}.part")
     try:
         yield tmp
-        os.replace(tmp, path)
+        os.replace(tmp, final)
     finally:
         tmp.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #3314798a
+
+def slug(
+    name: str,  # a timepoint's, contrast's or class's name
+) -> str:  # letters, digits, `_`, `.` and `-` only; different names give different ones
+    "A name as a file name."
+    clean = re.sub(r"[^\w.-]+", "_", str(name)).strip("_.-")
+    if clean == str(name):
+        return clean
+    return f"{clean}-{hashlib.sha256(str(name).encode()).hexdigest()[:6]}"
+
+# %% ../nbs/00_core.ipynb #707394c1
 def _uncommented(source):  # source code without comments and empty lines
     lines = source.splitlines()
     for t in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -207,7 +265,8 @@ def _uncommented(source):  # source code without comments and empty lines
 def _needed(
     source, name
 ):  # the top-level statements behind a definition: its own, and those of the names it uses, directly or not
-    tree, lines = ast.parse(source).body, source.splitlines()
+    tree = ast.parse(source).body
+    lines = source.splitlines()
 
     def names(s, kind):
         return {n.id for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, kind)}
@@ -222,9 +281,11 @@ def _needed(
         }
 
     gives = [{s.name} if hasattr(s, "name") else names(s, ast.Store) | parts(s) for s in tree]
-    wanted, kept = {name}, set()
+    wanted = {name}
+    kept = set()
     while new := {i for i, g in enumerate(gives) if i not in kept and g & wanted}:
-        kept, wanted = kept | new, wanted.union(*(names(tree[i], ast.Load) for i in new))
+        kept = kept | new
+        wanted = wanted.union(*(names(tree[i], ast.Load) for i in new))
     if not kept:
         raise ValueError(
             f"no definition {name!r} in this module; a stamp names modules, or module.function"
@@ -232,7 +293,7 @@ def _needed(
     first = [min([s.lineno, *(d.lineno for d in getattr(s, "decorator_list", []))]) for s in tree]
     return "\n".join("\n".join(lines[first[i] - 1 : tree[i].end_lineno]) for i in sorted(kept))
 
-# %% ../nbs/00_core.ipynb #bbfcc75b
+# %% ../nbs/00_core.ipynb #64626675
 def module_stamp(
     *names,  # modules to name, such as "inference", or what of one: "training.fit_many"; the modules loaded now where none is given
 ) -> str:  # `modules core inference: 1f0c5a9b2d3e`
@@ -262,49 +323,50 @@ def module_stamp(
     names = sorted(names or loaded)
     return f"modules {' '.join(names)}: {hashlib.sha256(chr(10).join(_uncommented(code(n)) for n in names).encode()).hexdigest()[:12]}"
 
-# %% ../nbs/00_core.ipynb #cfc3d386
+# %% ../nbs/00_core.ipynb #3edfbc87
 def check_cohort(
-    adata,  # AnnData in longaml's contract
-):  # `adata`, unchanged
+    adata: "AnnData",  # AnnData in longaml's contract
+) -> "AnnData":  # `adata`, unchanged
     "Raise unless `adata` has the columns that `la.pp.as_cohort` writes."
     if not hasattr(adata, "obs") or not hasattr(adata, "var_names"):
         raise TypeError(
-            f"expected an AnnData, found {type(adata).__name__}. Read one with la.read_cohort(path)."
+            f"expected an AnnData, found {type(adata).__name__}. "
+            "Read one with la.read_cohort(path)."
         )
+    hint = "Make a cohort of it first: la.pp.as_cohort(adata, patient_key=..., timepoint_key=...)."
     for key in (PATIENT, TIMEPOINT, SAMPLE, LINEAGE):
-        check_column(
-            adata.obs,
-            key,
-            key,
-            "Make a cohort of it first: la.pp.as_cohort(adata, patient_key=..., timepoint_key=...).",
-        )
+        check_column(adata.obs, key, key, hint)
     if not getattr(adata.obs[TIMEPOINT].dtype, "ordered", False):
-        raise ValueError(
-            "obs['timepoint'] is not an ordered categorical, so 'later' is undefined. Call la.pp.as_cohort(adata, timepoints=[...]) with the names in order of time."
+        raise InputError(
+            "obs['timepoint'] is not an ordered categorical, so 'later' is undefined. "
+            "Call la.pp.as_cohort(adata, timepoints=[...]) with the names in order of time.",
+            parameter="timepoints",
         )
     return adata
 
-# %% ../nbs/00_core.ipynb #74f1e022
+# %% ../nbs/00_core.ipynb #821af3ad
 def timepoints_of(
-    adata,  # a cohort
-) -> list:
+    adata: "AnnData",  # a cohort
+) -> list[str]:  # names of the timepoints
     "The timepoints of a cohort, earliest first."
     return list(check_cohort(adata).obs[TIMEPOINT].cat.categories)
 
 
 def input_kind(
-    adata,  # a cohort
+    adata: "AnnData",  # a cohort
 ) -> str:  # "counts" or "lognorm"
     "What the cohort was read from: raw counts, or values normalised elsewhere."
     return str(adata.uns.get(UNS, {}).get("input_kind", "counts"))
 
-# %% ../nbs/00_core.ipynb #777e4b40
+# %% ../nbs/00_core.ipynb #41844012
 def counts_of(
-    adata,  # a cohort read from counts
-):  # CSR (cells, genes)
+    adata: "AnnData",  # a cohort read from counts
+) -> sp.csr_matrix:  # CSR (cells, genes)
     "Raw counts, wherever they are now: `layers['counts']`, or `X` before `normalize`."
     if input_kind(adata) != "counts":
-        raise ValueError(
-            "this cohort was read from log-normalised values: raw counts are gone, so cells cannot be summed or thinned to a common depth. Read the count matrix if you have it."
+        raise InputError(
+            "this cohort was read from log-normalised values: raw counts are gone, so cells "
+            "cannot be summed or thinned to a common depth. Read the count matrix if you have it.",
+            parameter="layer",
         )
     return adata.layers[COUNTS] if COUNTS in adata.layers else adata.X

@@ -1,4 +1,6 @@
-"How the tests run: one thread each, no progress bars, slow ones on request, the tests of one file in one worker."
+"""How the tests run: one thread each, no progress bars, slow ones on request, the tests of one
+file in one worker.
+"""
 
 import os
 from pathlib import Path
@@ -25,7 +27,9 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    "A file's tests stay in one worker, so that what they share is made once (the site: those of two files); notebooks are spread over both."
+    """A file's tests stay in one worker, so that what they share is made once (the site: those of
+    two files); notebooks are spread over both.
+    """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
@@ -52,7 +56,8 @@ def shared_data():
     "The folder of real data sets; the test is skipped where there is none."
     if not DATA.is_dir():
         pytest.skip(
-            f"no real data: {ROOT.name}/../shared/data is not there; put it there or name its folder in LONGAML_DATA"
+            f"no real data: {ROOT.name}/../shared/data is not there; "
+            "put it there or name its folder in LONGAML_DATA"
         )
     return DATA
 

@@ -1,10 +1,16 @@
-"""Make tests/bdm_reference.json: block decompositions by pybdm itself, which longaml is compared with.
+"""Make tests/bdm_reference.json: block decompositions by pybdm itself, which longaml is compared
+with.
 
-    python -m venv venv; venv/bin/pip install "setuptools<81" numpy pybdm==0.1.0; venv/bin/python tests/make_bdm_reference.py
+    python -m venv venv
+    venv/bin/pip install "setuptools<81" numpy pybdm==0.1.0
+    venv/bin/python tests/make_bdm_reference.py
 
-pybdm 0.1.0 imports pkg_resources, which setuptools dropped in version 81; hence an environment of its own. longaml is not imported here.
-Every case is a random binary matrix (rows as text) with, for each rule of the border and side of the blocks: the value; for graphs also the value without each node, by zeros in its row and column
-("zero") and with row and column taken out ("remove"), and the change when single entries are set to zero, by pybdm's own perturbation experiment ("entries").
+pybdm 0.1.0 imports pkg_resources, which setuptools dropped in version 81; hence an environment of
+its own. longaml is not imported here. Every case is a random binary matrix (rows as text) with,
+for each rule of the border and side of the blocks: the value; for graphs also the value without
+each node, by zeros in its row and column ("zero") and with row and column taken out ("remove"),
+and the change when single entries are set to zero, by pybdm's own perturbation experiment
+("entries").
 """
 
 import json
@@ -30,8 +36,11 @@ def value(matrix, rule, size):
 
 
 def deletions(matrix, rule, size):
-    "The value without each node, by zeros and with the node taken out; and the change when each of a few entries is zero."
-    zero, remove = [], []
+    """The value without each node, by zeros and with the node taken out; and the change when each
+    of a few entries is zero.
+    """
+    zero = []
+    remove = []
     for k in range(len(matrix)):
         without = matrix.copy()
         without[k] = without[:, k] = 0
@@ -40,7 +49,7 @@ def deletions(matrix, rule, size):
     out = {"zero": zero, "remove": remove}
     if (
         rule == "ignore"
-    ):  # at a recursive border pybdm's experiment cuts the touched part anew, and reads another partition than the value does
+    ):  # at a recursive border pybdm's experiment reads another partition than the value does
         inside = len(matrix) - len(matrix) % size
         ones = np.argwhere(matrix[:inside, :inside])[:40]
         changes = PerturbationExperiment(
@@ -51,7 +60,8 @@ def deletions(matrix, rule, size):
 
 
 def main():
-    rng, cases = np.random.default_rng(8), []
+    rng = np.random.default_rng(8)
+    cases = []
     for shape, density, graph in (
         ((12, 12), 0.5, False),
         ((4, 4), 0.4, False),

@@ -21,7 +21,7 @@ import longaml.pp.tokens as tk
 from longaml.cli import main
 from longaml.core import rng_for
 from longaml.models.celltype import CELLTYPE_TRAINING
-from longaml.pp.reading import read_h5ad
+from longaml.pp.formats import read_h5ad
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SEEDS = st.integers(0, 10**6)

@@ -1,4 +1,6 @@
-"The site: nbdev makes the pages and smalldocs renders them, on a copy; then every link, anchor and picture is followed. `python tests/test_docs.py` leaves it in _docs."
+"""The site: nbdev makes the pages and smalldocs renders them, on a copy; then every link, anchor
+and picture is followed. `python tests/test_docs.py` leaves it in _docs.
+"""
 
 import ast
 import json
@@ -29,7 +31,9 @@ class Links(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.ids, self.hrefs, self.pictures = set(), [], []
+        self.ids = set()
+        self.hrefs = []
+        self.pictures = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -45,7 +49,9 @@ class Links(HTMLParser):
 
 
 def page_name(nb):
-    "Take `output-file` out of a page's front matter, which smalldocs does not read, and name the page by it, as Quarto does."
+    """Take `output-file` out of a page's front matter, which smalldocs does not read, and name
+    the page by it, as Quarto does.
+    """
     cells = json.loads(nb.read_text())
     for cell in cells["cells"]:
         found = cell["cell_type"] == "raw" and re.search(
@@ -101,16 +107,19 @@ def build(top):
 
 def settings(top):
     return dict(
-        l.split(" = ", 1)
-        for l in (top / "settings.ini").read_text().splitlines()
-        if " = " in l and not l.startswith("#")
+        line.split(" = ", 1)
+        for line in (top / "settings.ini").read_text().splitlines()
+        if " = " in line and not line.startswith("#")
     )
 
 
 def fault(link, page, pages, top):
-    "What is wrong with a link of a page, or nothing. Links to the site and to the repository are held to the files here; other addresses are not visited."
+    """What is wrong with a link of a page, or nothing. Links to the site and to the repository
+    are held to the files here; other addresses are not visited.
+    """
     cfg = settings(top)
-    base, git = cfg["doc_host"] + cfg["doc_baseurl"] + "/", cfg["git_url"]
+    base = cfg["doc_host"] + cfg["doc_baseurl"] + "/"
+    git = cfg["git_url"]
     if re.match(r"data:|mailto:|javascript:", link):
         return None
     if link.startswith(f"{git}/blob/"):
@@ -185,7 +194,7 @@ def test_broken_links_are_seen(site, top, tmp_path):
     page.write_text(
         page.read_text().replace(
             "</body>",
-            "".join(f'<a href="{l}">x</a>' for l in added + fine)
+            "".join(f'<a href="{href}">x</a>' for href in added + fine)
             + '<img src="nowhere.png"></body>',
         )
     )
@@ -217,7 +226,8 @@ def public(top):
 
 
 def test_every_public_function_has_its_place(site, top):
-    pages, links = read_site(site), list(public(top))
+    pages = read_site(site)
+    links = list(public(top))
     assert len(links) > 15 and {"core.html#check_cohort", "core.html#atomic_path"} <= set(links)
     missing = [
         link
@@ -233,7 +243,8 @@ def test_names_as_they_are_typed_lead_to_their_page(site, top):
 
     shown = {n.removeprefix(f"{module}.") for module, names in symbols(top).items() for n in names}
     names = shown & set(longaml.__all__)
-    linked, bare = 0, []
+    linked = 0
+    bare = []
     left_out = {
         p.relative_to(ROOT / "nbs").with_suffix("").as_posix()
         for p in (ROOT / "nbs").rglob("*.qmd")

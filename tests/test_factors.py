@@ -16,7 +16,8 @@ from tools import ROOT, python
 
 import longaml as la
 from longaml.core import rng_for
-from longaml.experiment.de import de_audit, de_coverage, de_lines, de_stability, de_table, run_de
+from longaml.experiment.de import de_audit, de_lines, run_de
+from longaml.tl.differential_expression import de_coverage, de_stability, de_table
 from longaml.models.baselines import held_out_proba, patient_accuracy
 from longaml.models.classical import BayesianRidge, FactorModel, bayesian_ridge, coefficient_table
 from longaml.tl.factors import (

@@ -1,4 +1,6 @@
-"JupyterLab starts on the repository and serves it, and a reader's first notebook runs: in a kernel, and from the menu of a browser, with its figures and progress bars. Slow."
+"""JupyterLab starts on the repository and serves it, and a reader's first notebook runs: in a
+kernel, and from the menu of a browser, with its figures and progress bars. Slow.
+"""
 
 import json
 import os
@@ -115,7 +117,8 @@ def test_first_notebook_runs_in_a_kernel(home, monkeypatch):
     top = copy_tree(home / "longaml")
     monkeypatch.setenv("PYTHONPATH", str(top))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    before, path = snapshot(top), top / "nbs" / FIRST
+    before = snapshot(top)
+    path = top / "nbs" / FIRST
     nb = nbformat.read(path, as_version=4)
     skip = re.compile(r"^#\|\s*(eval:\s*false|slow\b)", re.M)
     nb.cells = [c for c in nb.cells if not skip.search(c.source)]
@@ -130,11 +133,17 @@ def test_first_notebook_runs_in_a_kernel(home, monkeypatch):
 
 WATCH = """
 window.bars = 0;
-new MutationObserver(() => { window.bars = Math.max(window.bars, document.querySelectorAll('.jp-OutputArea .widget-hprogress, .jp-OutputArea .jupyter-widget-hprogress, .jp-OutputArea .progress-bar').length) })
-  .observe(document.body, {childList: true, subtree: true});
+const kinds = ['widget-hprogress', 'jupyter-widget-hprogress', 'progress-bar'];
+const bars = kinds.map(k => '.jp-OutputArea .' + k).join(', ');
+new MutationObserver(() => {
+  window.bars = Math.max(window.bars, document.querySelectorAll(bars).length);
+}).observe(document.body, {childList: true, subtree: true});
 """
 STATE = """() => ({
-  errors: [...document.querySelectorAll('.jp-OutputArea [data-mime-type="application/vnd.jupyter.error"], .jp-OutputArea .jp-RenderedText[data-mime-type*="error"]')].map(e => e.innerText.slice(0, 300)),
+  errors: [...document.querySelectorAll(
+    '.jp-OutputArea [data-mime-type="application/vnd.jupyter.error"], ' +
+    '.jp-OutputArea .jp-RenderedText[data-mime-type*="error"]'
+  )].map(e => e.innerText.slice(0, 300)),
   bars: window.bars,
 })"""
 
@@ -197,7 +206,8 @@ def test_first_tutorial_runs_from_the_menu(server, browser):
 
     menu("Edit", "Clear Outputs of All Cells")
     menu("Run", "Run All Cells")
-    deadline, quiet = time.monotonic() + 500, 0
+    deadline = time.monotonic() + 500
+    quiet = 0
     while quiet < 8:  # between two cells the kernel is idle for a moment too
         assert time.monotonic() < deadline, tab.evaluate(STATE)
         time.sleep(1)

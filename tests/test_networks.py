@@ -19,6 +19,8 @@ from longaml.datasets.cohort import simulate_cohort
 from longaml.datasets.writers import write_geo
 from longaml.experiment.network import asked_genes, run_network
 from longaml.pp.preprocessing import bags, pseudobulk
+from longaml.tl import block_decomposition as bd
+from longaml.tl import network_changes as nc
 from longaml.tl import networks as nw
 from longaml.tl.permutation import design_of, observed_assignment, permute_libraries
 
@@ -28,7 +30,7 @@ SEEDS = st.integers(0, 10**6)
 
 def table_is_there():
     try:
-        nw.load_ctm()
+        bd.load_ctm()
     except ImportError:
         return False
     return True
@@ -130,7 +132,7 @@ def test_p_values_count_ties_against_the_pair():
     "Values on a coarse grid: p by counting steps is never smaller than p by comparing all."
     null = np.round(rng_for(0).random(500), 2)
     seen = np.round(rng_for(1).random(40), 2)
-    p = nw._tail(seen, nw._steps(null))
+    p = nw.tail_p_values(seen, nw.step_counts(null))
     want = np.array([(1 + (null >= s - 1e-9).sum()) / 501 for s in seen])
     assert (p >= want - 1e-12).all() and np.abs(p - want).max() < 0.01
 
@@ -214,19 +216,19 @@ def test_block_decomposition_is_pybdms(case):
     "Values, nodes set to zero, nodes taken out, single entries: all as pybdm gave them (tests/make_bdm_reference.py)."
     m = arrays(case)
     for rule, want in case["values"].items():
-        assert nw.bdm(m, size=int(rule[-1]), boundary=rule[:-2]) == pytest.approx(want, abs=1e-8)
+        assert bd.bdm(m, size=int(rule[-1]), boundary=rule[:-2]) == pytest.approx(want, abs=1e-8)
     for rule, d in case.get("deletions", {}).items():
         how = dict(size=int(rule[-1]), boundary=rule[:-2])
         for kind in ("zero", "remove"):
             np.testing.assert_allclose(
-                nw.node_impact(m, how=kind, **how),
+                bd.node_impact(m, how=kind, **how),
                 case["values"][rule] - np.array(d[kind]),
                 atol=1e-8,
             )
         if "entries" in d:
             e = np.array(d["entries"])
             np.testing.assert_allclose(
-                nw.edge_impact(m, e[:, :2].astype(int), directed=True, **how)["impact"],
+                bd.edge_impact(m, e[:, :2].astype(int), directed=True, **how)["impact"],
                 -e[:, 2],
                 atol=1e-8,
             )
@@ -238,7 +240,7 @@ def test_block_decomposition_is_pybdms(case):
     n=st.integers(4, 30),
     density=st.floats(0.0, 1.0),
     size=st.sampled_from([2, 3, 4]),
-    boundary=st.sampled_from(nw.BOUNDARIES),
+    boundary=st.sampled_from(bd.BOUNDARIES),
     symmetric=st.booleans(),
 )
 @FEW
@@ -255,17 +257,17 @@ def test_touched_blocks_are_the_whole_matrix_again(seed, n, density, size, bound
         return w
 
     np.testing.assert_allclose(
-        nw.node_impact(m, **how),
-        [nw.bdm(m, **how) - nw.bdm(zeroed(k), **how) for k in range(n)],
+        bd.node_impact(m, **how),
+        [bd.bdm(m, **how) - bd.bdm(zeroed(k), **how) for k in range(n)],
         atol=1e-8,
     )
-    e = nw.edge_impact(m, directed=not symmetric, **how)
+    e = bd.edge_impact(m, directed=not symmetric, **how)
     for r in e.iloc[:15].itertuples():
         w, a, b = m.copy(), int(r.gene_a), int(r.gene_b)
         w[a, b] = 0
         if symmetric:
             w[b, a] = 0
-        assert r.impact == pytest.approx(nw.bdm(m, **how) - nw.bdm(w, **how), abs=1e-8)
+        assert r.impact == pytest.approx(bd.bdm(m, **how) - bd.bdm(w, **how), abs=1e-8)
 
 
 @needs_table
@@ -274,8 +276,8 @@ def test_orders_are_averaged_and_named():
         graph(20, 0.3, 1), index=[f"g{i}" for i in range(20)], columns=[f"g{i}" for i in range(20)]
     )
     order = rng_for(4, "order", 0).permutation(20)
-    one = nw.node_impact(g, orders=1, seed=4)
-    np.testing.assert_allclose(one.iloc[order], nw.node_impact(g.iloc[order, order]), atol=1e-9)
+    one = bd.node_impact(g, orders=1, seed=4)
+    np.testing.assert_allclose(one.iloc[order], bd.node_impact(g.iloc[order, order]), atol=1e-9)
     assert list(one.index) == list(g.index)
 
 
@@ -289,7 +291,7 @@ def test_orders_are_averaged_and_named():
 )
 def test_malformed_graphs(bad, said):
     with pytest.raises(ValueError, match=said):
-        nw.node_impact(bad)
+        bd.node_impact(bad)
 
 
 # the table
@@ -306,26 +308,26 @@ def without_pybdm(monkeypatch):
         return real(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", missing)
-    nw.load_ctm.cache_clear()
+    bd.load_ctm.cache_clear()
     yield
-    nw.load_ctm.cache_clear()
+    bd.load_ctm.cache_clear()
 
 
 def test_a_missing_table_names_the_extra(without_pybdm):
     with pytest.raises(ImportError, match=r"longaml\[bdm\]"):
-        nw.bdm(np.zeros((8, 8), int))
+        bd.bdm(np.zeros((8, 8), int))
     data = nw.library_profiles(pseudobulk(simulate_cohort("small", seed=1, n_patients=4)))
     with pytest.raises(ImportError, match=r"longaml\[bdm\]"):
-        nw.network_change_scorer(data, ("REL", "DX"), by="bdm")
-    nw.network_change_scorer(data, ("REL", "DX"), by="degree")  # needs no table
+        nc.network_change_scorer(data, ("REL", "DX"), by="bdm")
+    nc.network_change_scorer(data, ("REL", "DX"), by="degree")  # needs no table
 
 
 @needs_table
 def test_a_changed_table_is_not_read():
-    raw = bytearray(nw._ctm_bytes())
+    raw = bytearray(bd._ctm_bytes())
     raw[1000] ^= 1
     with pytest.raises(ValueError, match="checksum"):
-        nw.parse_ctm(bytes(raw))
+        bd.parse_ctm(bytes(raw))
 
 
 @pytest.mark.parametrize(
@@ -334,14 +336,14 @@ def test_a_changed_table_is_not_read():
 )
 def test_a_table_with_code_is_refused(payload):
     with pytest.raises(pickle.UnpicklingError, match="not read"):
-        nw.parse_ctm(gzip.compress(payload), sha256=None)
+        bd.parse_ctm(gzip.compress(payload), sha256=None)
 
 
 @needs_table
 def test_pybdm_is_never_imported():
     done = python(
         "-c",
-        "import sys, numpy as np; from longaml.tl.networks import bdm; bdm(np.eye(8, dtype=int)); assert not [m for m in sys.modules if m.startswith('pybdm')]",
+        "import sys, numpy as np; from longaml.tl.block_decomposition import bdm; bdm(np.eye(8, dtype=int)); assert not [m for m in sys.modules if m.startswith('pybdm')]",
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
@@ -354,7 +356,7 @@ def test_pybdm_is_never_imported():
 @FEW
 def test_rewiring_keeps_degrees(seed, n, density):
     g = graph(n, density, seed)
-    w, r = nw.rewired_graph(g, rng_for(seed)), nw.random_graph(g, rng_for(seed))
+    w, r = bd.rewired_graph(g, rng_for(seed)), bd.random_graph(g, rng_for(seed))
     for a in (w, r):
         assert (
             (a == a.T).all()
@@ -370,7 +372,7 @@ def test_rewiring_is_uniform_over_small_graphs():
     cycle = np.roll(np.eye(5, dtype=int), 1, axis=1)
     cycle = cycle + cycle.T
     seen = pd.Series(
-        [nw.rewired_graph(cycle, rng_for(i), rounds=60).tobytes() for i in range(1200)]
+        [bd.rewired_graph(cycle, rng_for(i), rounds=60).tobytes() for i in range(1200)]
     ).value_counts()
     assert len(seen) == 12 and stats.chisquare(seen).pvalue > 1e-3
 
@@ -379,7 +381,7 @@ def test_rewiring_is_uniform_over_small_graphs():
 def test_deletions_of_random_graphs_are_not_called():
     calls = []
     for seed in range(12):
-        t = nw.rank_by_impact(graph(40, 0.15, seed), nulls=20, orders=3, seed=seed)
+        t = bd.rank_by_impact(graph(40, 0.15, seed), nulls=20, orders=3, seed=seed)
         calls.append(
             [
                 (t["q_random"] < 0.1).any(),
@@ -403,7 +405,7 @@ def cohort():
 
 
 @pytest.mark.parametrize(
-    "by", [b if b != "bdm" else pytest.param(b, marks=needs_table) for b in nw.CHANGES]
+    "by", [b if b != "bdm" else pytest.param(b, marks=needs_table) for b in nc.CHANGES]
 )
 @pytest.mark.parametrize("kind", ["bags", "profiles"])
 def test_a_scorer_depends_on_the_assignment_alone(cohort, by, kind):
@@ -416,7 +418,7 @@ def test_a_scorer_depends_on_the_assignment_alone(cohort, by, kind):
     data, contrast = data[:, :60].copy(), ("REL", "DX")
     design = design_of(data, contrast[::-1])
     design = design[design.groupby("patient")["timepoint"].transform("size") == 2]
-    score, true = nw.network_change_scorer(data, contrast, by=by), observed_assignment(design)
+    score, true = nc.network_change_scorer(data, contrast, by=by), observed_assignment(design)
     perm = permute_libraries(design, n=3).assignments
     both = score([true, *perm])
     assert both.shape == (4, 60) and np.isfinite(both).all() and (both >= 0).all()
@@ -425,7 +427,7 @@ def test_a_scorer_depends_on_the_assignment_alone(cohort, by, kind):
     times = [perm[0].get(s, t) for s, t in zip(sample, moved.obs["timepoint"].astype(str))]
     moved.obs["timepoint"] = pd.Categorical(times, ["DX", "REM", "REL"], ordered=True)
     np.testing.assert_allclose(
-        nw.network_change_scorer(moved, contrast, by=by)([perm[0]])[0], both[1], atol=1e-3
+        nc.network_change_scorer(moved, contrast, by=by)([perm[0]])[0], both[1], atol=1e-3
     )
     np.testing.assert_array_equal(score([true])[0], both[0])
 
@@ -433,21 +435,21 @@ def test_a_scorer_depends_on_the_assignment_alone(cohort, by, kind):
 def test_patients_without_both_visits_are_left_out(cohort):
     data = bags(cohort, bag_size=5, max_bags=2)[:, :20].copy()
     with pytest.raises(ValueError, match="patients have both"):
-        nw.network_change_scorer(data[data.obs["patient"] == "AML2"].copy(), ("REL", "DX"))
+        nc.network_change_scorer(data[data.obs["patient"] == "AML2"].copy(), ("REL", "DX"))
     few = data[
         data.obs.groupby(["sample", "lineage"], observed=True).cumcount().to_numpy() < 1
     ].copy()
     with pytest.raises(ValueError, match="library_profiles"):
-        nw.network_change_scorer(few, ("REL", "DX"))([{}])
+        nc.network_change_scorer(few, ("REL", "DX"))([{}])
     one = data[(data.obs["lineage"] == data.obs["lineage"].iloc[0]).to_numpy()].copy()
     with pytest.raises(ValueError, match="bag_size"):
-        nw.network_change_scorer(one, ("REL", "DX"))
+        nc.network_change_scorer(one, ("REL", "DX"))
 
 
 def test_genes_outside_the_network_score_zero(cohort):
     data = bags(cohort, bag_size=5, max_bags=4)
     some = list(data.var_names[10:40])
-    s = nw.network_change_scorer(data, ("REL", "DX"), by="pair", genes=some)(
+    s = nc.network_change_scorer(data, ("REL", "DX"), by="pair", genes=some)(
         [observed_assignment(design_of(data, ("DX", "REL")))]
     )[0]
     assert (s[10:40] > 0).all() and not s[:10].any() and not s[40:].any()

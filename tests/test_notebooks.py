@@ -1,4 +1,6 @@
-"Every notebook runs from top to bottom, as nbdev_test runs it, and leaves the repository as it was."
+"""Every notebook runs from top to bottom, as nbdev_test runs it, and leaves the repository as it
+was.
+"""
 
 import pytest
 from tools import changed, copy_tree, notebooks, python, snapshot
@@ -8,7 +10,9 @@ import sys
 from pathlib import Path
 from nbdev.config import get_config
 from nbdev.test import test_nb
-ok, seconds = test_nb(Path(sys.argv[1]).absolute(), skip_flags=get_config().tst_flags.split(), basepath=get_config().config_path)
+cfg = get_config()
+notebook = Path(sys.argv[1]).absolute()
+ok, seconds = test_nb(notebook, skip_flags=cfg.tst_flags.split(), basepath=cfg.config_path)
 sys.exit(not ok)
 """
 

@@ -1,17 +1,18 @@
-"The rules of the house, as the contributing page states them: the tree is what nbdev writes, notebooks read like lessons, importing is instant."
+"""The rules of the house, as the contributing page states them: the tree is what nbdev writes,
+notebooks read like lessons, importing is instant.
+"""
 
 import ast
 import configparser
-import io
 import re
 import subprocess
 import sys
-import tokenize
 import tomllib
 import warnings
 from importlib import metadata
 
 import pytest
+import slow_outputs
 import yaml
 from tools import (
     NBS,
@@ -41,7 +42,8 @@ def test_export_and_clean_change_nothing(tmp_path):
     before = snapshot(top)
     done = python(
         "-c",
-        "from nbdev.doclinks import nbdev_export; from nbdev.clean import nbdev_clean; nbdev_export(); nbdev_clean()",
+        "from nbdev.doclinks import nbdev_export; from nbdev.clean import nbdev_clean; "
+        "nbdev_clean(); nbdev_export()",
         cwd=top,
     )
     assert done.returncode == 0, done.stderr
@@ -117,19 +119,20 @@ def test_setup_sets_every_dynamic_field():
 
 
 def test_constraints_are_plain_pins():
-    lines = [
-        l
-        for l in (ROOT / "constraints.txt").read_text().splitlines()
-        if l and not l.startswith("#")
-    ]
-    assert any(l.startswith("torch==") for l in lines)
-    assert not (bad := [l for l in lines if not re.fullmatch(r"[\w.-]+==\d[\w.]*", l)]), (
-        f"name==version only: {bad}"
-    )
+    text = (ROOT / "constraints.txt").read_text()
+    pins = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert any(pin.startswith("torch==") for pin in pins)
+    bad = [pin for pin in pins if not re.fullmatch(r"[\w.-]+==\d[\w.]*", pin)]
+    assert not bad, f"name==version only: {bad}"
 
 
 def test_import_is_light_and_quick(tmp_path):
-    code = f"import sys, time; t = time.perf_counter(); import longaml; s = time.perf_counter() - t; print(s, [m for m in {HEAVY} if m in sys.modules])"
+    code = f"""
+import sys, time
+start = time.perf_counter()
+import longaml
+print(time.perf_counter() - start, [m for m in {HEAVY} if m in sys.modules])
+"""
     runs = [python("-c", code, cwd=ROOT).stdout.split(" ", 1) for _ in range(3)]
     assert {r[1].strip() for r in runs} == {"[]"}
     assert min(float(r[0]) for r in runs) < 0.1  # seconds; the best of three, for a busy machine
@@ -227,7 +230,10 @@ def test_outputs_are_stored():
 
 
 UNWANTED = {
-    "an absolute path": r"(?<![\w.:/<\\~-])/(?:home|root|tmp|work|usr|var|opt|mnt|Users|private|content)/\w|\b[A-Z]:\\\\?\w",
+    "an absolute path": (
+        r"(?<![\w.:/<\\~-])/(?:home|root|tmp|work|usr|var|opt|mnt|Users|private|content)/\w"
+        r"|\b[A-Z]:\\\\?\w"
+    ),
     "a warning": r"\w*Warning\b:",
     "a progress bar": r"\d+%\|| ?it/s|\r",
     "a memory address": r" at 0x[0-9a-f]{6,}",
@@ -291,54 +297,6 @@ def test_unclean_outputs_are_seen(text, fault):
     )
 
 
-# ---------------------------------------------------------------- documentation of the code
-
-
-def undocumented(source):
-    "Public functions and classes without a one-line docstring, and parameters of functions without a comment."
-    comments = {
-        t.start[0]: t.string
-        for t in tokenize.generate_tokens(io.StringIO(source).readline)
-        if t.type == tokenize.COMMENT
-    }
-    found = []
-    for node in ast.parse(source).body:
-        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith("_"):
-            continue
-        doc = ast.get_docstring(node)
-        if not doc or "\n" in doc:
-            found.append(f"{node.name}: a docstring of one line")
-        if isinstance(node, ast.ClassDef):
-            continue
-        a = node.args
-        for arg in [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg, a.kwarg])]:
-            told = arg.lineno in comments or (
-                arg.annotation is not None and "help=" in ast.unparse(arg.annotation)
-            )  # typer's options say it in help=
-            if arg.arg not in ("self", "cls") and not told:
-                found.append(f"{node.name}({arg.arg}): a comment on its line")
-    return found
-
-
-def test_public_functions_are_documented():
-    bad = [
-        f"{p.name}: {f}"
-        for p in sorted((ROOT / "longaml").rglob("*.py"))
-        if p.name != "_modidx.py"
-        for f in undocumented(p.read_text())
-    ]
-    assert not bad, "\n".join(bad)
-
-
-def test_missing_documentation_is_seen():
-    source = 'def f(\n    a,  # first\n    b=1,\n):\n    "Do."\ndef g():\n    """Two\n    lines."""\nclass C: pass\ndef _h(x): pass\n'
-    assert undocumented(source) == [
-        "f(b): a comment on its line",
-        "g: a docstring of one line",
-        "C: a docstring of one line",
-    ]
-
-
 # ---------------------------------------------------------------- the site and the changelog
 
 
@@ -351,19 +309,46 @@ def hrefs(entry):
     return ([entry["href"]] if "href" in entry else []) + hrefs(entry.get("contents", []))
 
 
-def test_sidebar_names_every_notebook():
-    sidebar = hrefs(
-        yaml.safe_load((ROOT / "_quarto.yml").read_text())["website"]["sidebar"]["contents"]
-    )
+def test_sidebar_reaches_every_page():
+    "Pages at the top and tutorials are named one by one; a folder of the house is listed whole."
+    text = (ROOT / "_quarto.yml").read_text()
+    contents = yaml.safe_load(text)["website"]["sidebar"]["contents"]
+    named = hrefs(contents)
+    folders = set(re.findall(r"- auto: (\w+)", text))
     pages = {*notebooks(), *(p.relative_to(NBS).as_posix() for p in NBS.rglob("*.qmd"))}
-    assert set(sidebar) == pages, (
-        f"only in _quarto.yml: {set(sidebar) - pages}; missing there: {pages - set(sidebar)}"
+    alone = {p for p in pages if p.split("/")[0] not in folders}
+    assert set(named) == alone, (
+        f"twice or gone: {set(named) - alone}; missing: {alone - set(named)}"
     )
-    assert len(sidebar) == len(set(sidebar)) and sidebar[0] == "index.ipynb"
-    tutorials = [h for h in sidebar if h.startswith("tutorials/")]
+    assert len(named) == len(set(named)) and named[0] == "index.ipynb"
+    tutorials = [h for h in named if h.startswith("tutorials/")]
     assert tutorials == sorted(tutorials)
 
 
 def test_changelog_names_the_version_or_unreleased():
     headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert headings and (headings[0] == "Unreleased" or headings[0].startswith(SETTINGS["version"]))
+
+
+# ---------------------------------------------------------------- stored outputs of slow cells
+
+
+def test_slow_cells_keep_an_output():
+    bad = [str(c) for c in slow_outputs.slow_cells().values() if not c.outputs]
+    assert not bad, "run these and save the notebook:\n" + "\n".join(bad)
+
+
+def test_slow_outputs_are_fresh(request):
+    "Stale outputs are listed as a warning, and are an error with --slow."
+    stale = slow_outputs.stale()
+    if stale:
+        warnings.warn(f"{len(stale)} stale slow outputs: {', '.join(stale)}", stacklevel=1)
+    assert not (stale and request.config.getoption("--slow")), "run these again:\n" + "\n".join(
+        stale
+    )
+
+
+def test_a_fingerprint_follows_code_and_not_comments():
+    before = slow_outputs.bare("def f(x):\n    'Doc.'\n    return x  # comment\n")
+    assert slow_outputs.bare("def f(x):\n\n    return x\n") == before
+    assert slow_outputs.bare("def f(x):\n    return x + 1\n") != before

@@ -1,4 +1,4 @@
-"The published protocol: whole runs on disk, resumed and refused; batched and single fits, knockouts and the loop, by property."
+"The published protocol: whole runs on disk, batched and single fits, knockouts and the loop."
 
 import inspect
 import json
@@ -18,8 +18,17 @@ from tools import ROOT, python
 import longaml as la
 from longaml.core import rng_for
 from longaml.experiment.store import checksum
-from longaml.pp.reading import read_cohort, save_cohort
-from longaml.published.protocol import protocol as pub
+from longaml.pp.cohort import save_cohort
+from longaml.pp.reading import read_cohort
+from longaml.published.networks import (
+    PUBLISHED_MODELS,
+    PublishedFit,
+    fit_published,
+    fresh_networks,
+)
+from longaml.published.protocol import published_knockouts
+from longaml.published.run import run_published
+from longaml.published.trajectories import Trajectories, trajectories
 
 FEW = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 MODELS = ["transformer", "lstm", "bilstm"]
@@ -53,7 +62,7 @@ def cohort(simulated, tmp_path_factory):
 def finished(cohort, tmp_path_factory):
     "A whole run: (its folder, what it returned)."
     out = tmp_path_factory.mktemp("finished") / "out"
-    return out, pub.run_published(cohort, out, epochs=12)
+    return out, run_published(cohort, out, epochs=12)
 
 
 def made(seed=0, patients=2, genes=60):
@@ -61,7 +70,7 @@ def made(seed=0, patients=2, genes=60):
     r = rng_for(seed, "made")
     level = np.exp(r.normal(-1, 1.5, (patients, genes, 3)))
     x = (level - level.min(1, keepdims=True)) / np.ptp(level, axis=1)[:, None]
-    return pub.Trajectories(
+    return Trajectories(
         torch.as_tensor(x, dtype=torch.float32),
         torch.as_tensor(r.integers(0, 3, (patients, genes))),
         level.mean(2),
@@ -167,7 +176,7 @@ def test_published_files(model, finished, simulated):
 
 
 def test_verdicts(finished):
-    "What the issue asks for: chance, one value, and an output that ignores its input; in the table, the summary and the manifest."
+    "Chance, one value, an output that ignores its input: in table, summary and manifest."
     out, result = finished
     a, s, pooled = (
         table(out, "audit.csv"),
@@ -193,8 +202,9 @@ def test_verdicts(finished):
             and np.isclose(r["accuracy"], r["correct"] / r["genes"])
         )
         assert (
-            f"{m}: accuracy {r['accuracy']:.3f} over {int(r['genes'])} held-out genes of {int(r['patients'])} patients, 95% interval {r['low']:.3f} to {r['high']:.3f}; chance 0.333"
-            in s
+            f"{m}: accuracy {r['accuracy']:.3f} over {int(r['genes'])} held-out genes of "
+            f"{int(r['patients'])} patients, 95% interval {r['low']:.3f} to {r['high']:.3f}; "
+            f"chance 0.333" in s
         )
     for v in a[a["holds"].map(str) == "True"].itertuples():
         assert f"  verdict: {v.verdict} ({v.text})" in s
@@ -270,18 +280,17 @@ def test_a_number_by_hand(finished, cohort):
 
 
 def test_same_seed_same_bytes_and_resume(cohort, finished, tmp_path):
-    "A run that lost half of its results is completed to the same bytes; a complete one is left as it is; another seed differs."
+    "A run that lost half of its results is completed to the same bytes; another seed differs."
     whole = files(finished[0])
     shutil.copytree(finished[0], tmp_path / "out")
     for lost in ("steps/fit/transformer.npz", "steps/audit.npz", "audit.csv"):
         (tmp_path / "out" / lost).unlink()
     shutil.rmtree(tmp_path / "out" / "lstm")
-    again = pub.run_published(cohort, tmp_path / "out", epochs=12, resume=True)
+    again = run_published(cohort, tmp_path / "out", epochs=12, resume=True)
     assert files(tmp_path / "out") == whole and again["summary"] == finished[1]["summary"]
     before = checksum(finished[0])
     assert (
-        pub.run_published(cohort, finished[0], epochs=12, resume=True)["summary"]
-        == again["summary"]
+        run_published(cohort, finished[0], epochs=12, resume=True)["summary"] == again["summary"]
         and checksum(finished[0]) == before
     )
     for changed, said in (
@@ -290,10 +299,10 @@ def test_same_seed_same_bytes_and_resume(cohort, finished, tmp_path):
         (dict(epochs=12, seed=1), "seed was 0"),
     ):
         with pytest.raises(ValueError, match=said):
-            pub.run_published(cohort, finished[0], resume=True, **changed)
+            run_published(cohort, finished[0], resume=True, **changed)
     with pytest.raises(FileExistsError, match="not empty"):
-        pub.run_published(cohort, finished[0])
-    other = pub.run_published(cohort, tmp_path / "other", epochs=1, models=["transformer"], seed=1)
+        run_published(cohort, finished[0])
+    other = run_published(cohort, tmp_path / "other", epochs=1, models=["transformer"], seed=1)
     assert not np.allclose(
         other["patients"]["accuracy"],
         finished[1]["patients"].query("model == 'transformer'")["accuracy"],
@@ -302,7 +311,7 @@ def test_same_seed_same_bytes_and_resume(cohort, finished, tmp_path):
 
 def run(adata, folder, **how):
     save_cohort(adata, folder / "cohort.h5ad")
-    return pub.run_published(
+    return run_published(
         folder / "cohort.h5ad",
         folder / "out",
         **{"epochs": 1, "models": ["transformer", "lstm"], **how},
@@ -340,13 +349,13 @@ def test_cohorts_that_do_not_fit(simulated, tmp_path):
         (dict(epochs=0), "at least 1"),
     ):
         with pytest.raises(ValueError, match=said):
-            pub.run_published(
+            run_published(
                 tmp_path / "two" / "cohort.h5ad"
                 if "epochs" not in how
                 else tmp_path / "whole.h5ad",
                 tmp_path / "no",
                 **how,
-            ) if "epochs" not in how else pub.fit_published(made(), "lstm", **how)
+            ) if "epochs" not in how else fit_published(made(), "lstm", **how)
     assert not (tmp_path / "no").exists()
 
 
@@ -372,13 +381,13 @@ def test_log_normalised(simulated, tmp_path):
     result = run(adata, tmp_path)
     a = result["audit"].set_index(["model", "verdict"])["holds"]
     assert (
-        a["transformer", "input-independent"] == True
-        and a["lstm", "constant"] == True
+        a["transformer", "input-independent"] is True
+        and a["lstm", "constant"] is True
         and pd.isna(a["transformer", "explained by abundance"])
     )
-    log = pub.trajectories(simulated, values="lognorm")
-    assert np.allclose(pub.trajectories(adata).x, log.x, atol=1e-5) and not np.allclose(
-        pub.trajectories(simulated).x, log.x, atol=1e-2
+    log = trajectories(simulated, values="lognorm")
+    assert np.allclose(trajectories(adata).x, log.x, atol=1e-5) and not np.allclose(
+        trajectories(simulated).x, log.x, atol=1e-2
     )
 
 
@@ -405,21 +414,13 @@ def complete_of(adata):
 
 
 def test_kept_apart():
-    "No other module of the package knows this one, but for the command line and the list of names."
-    modules = [
-        p
-        for p in (ROOT / "longaml").rglob("*.py")
-        if p.name not in ("published.py", "cli.py", "__init__.py", "_modidx.py")
-    ]
-    assert len(modules) > 10 and not [
-        p.name
-        for p in modules
-        if re.search(
-            r"^\s*(from\s+\S*published\s|import\s+\S*published\b|from\s+\S+\s+import\b[^\n]*\bpublished\b)",
-            p.read_text(),
-            re.M,
-        )
-    ]
+    "No other module of the package imports this one, but for the command line."
+    package = ROOT / "longaml"
+    apart = [p for p in package.rglob("*.py") if p.parent.name != "published"]
+    others = [p for p in apart if p.name not in ("cli.py", "__init__.py", "_modidx.py")]
+    known = re.compile(r"^\s*(from|import)\s+(longaml|\.)*\.published\b", re.M)
+    assert len(others) > 10
+    assert not [p.name for p in others if known.search(p.read_text())]
 
 
 # ---- by property
@@ -432,7 +433,7 @@ def test_kept_apart():
 def test_batched_equals_one_by_one(model, genes, seed):
     data = made(seed, 2, genes)
     a, b = (
-        pub.fit_published(
+        fit_published(
             data, model, epochs=2, seed=seed, dropout=False, exact=True, together=t, device="cpu"
         )
         for t in (True, False)
@@ -442,7 +443,7 @@ def test_batched_equals_one_by_one(model, genes, seed):
         and (a.outputs() - b.outputs()).abs().max() < 1e-4
         and np.allclose(a.importance(), b.importance(), atol=1e-5)
     )
-    assert [type(n) for n in a.networks] == [pub.PUBLISHED_MODELS[model]] * 2
+    assert [type(n) for n in a.networks] == [PUBLISHED_MODELS[model]] * 2
 
 
 @FEW
@@ -451,15 +452,15 @@ def test_rounding_moves_nothing_but_importance(seed):
     "As published and exact: the same losses and outputs, whatever rounding does to the attention."
     data = made(seed, 2, 46)
     a, b = (
-        pub.fit_published(
+        fit_published(
             data, "transformer", epochs=4, seed=seed, dropout=False, exact=e, device="cpu"
         )
         for e in (True, False)
     )
-    start = pub._started("transformer", data.patients, seed, False, True)
+    start = fresh_networks("transformer", data.patients, seed=seed, dropout=False, exact=True)
     assert np.array_equal(
         a.importance(),
-        pub.PublishedFit("transformer", [n.eval() for n in start], None, data).importance(),
+        PublishedFit("transformer", [n.eval() for n in start], None, data).importance(),
     )
     assert (a.outputs() - b.outputs()).abs().max() < 0.05 and not np.array_equal(
         a.importance(), b.importance()
@@ -470,9 +471,9 @@ def test_rounding_moves_nothing_but_importance(seed):
 
 
 def test_dropout_is_drawn_for_each_patient():
-    "The same patient twice, with the same start: dropout tells them apart, and is the same again with the same seed."
+    "The same patient twice, with the same start: dropout differs, and is repeated by the seed."
     data = made(0, 1, 46)
-    twin = pub.Trajectories(
+    twin = Trajectories(
         data.x[[0, 0]],
         data.y[[0, 0]],
         data.level[[0, 0]],
@@ -481,9 +482,9 @@ def test_dropout_is_drawn_for_each_patient():
         data.visits,
         data.left_out,
     )
-    a, b = (pub.fit_published(twin, "bilstm", epochs=1, device="cpu").history for _ in range(2))
+    a, b = (fit_published(twin, "bilstm", epochs=1, device="cpu").history for _ in range(2))
     assert not np.allclose(a[0], a[1]) and np.array_equal(a, b)
-    quiet = pub.fit_published(twin, "bilstm", epochs=1, dropout=False, device="cpu").history
+    quiet = fit_published(twin, "bilstm", epochs=1, dropout=False, device="cpu").history
     assert np.allclose(quiet[0], quiet[1], atol=1e-6)
 
 
@@ -491,12 +492,12 @@ def test_dropout_is_drawn_for_each_patient():
 @given(st.sampled_from(MODELS), st.integers(20, 30), st.integers(0, 1000))
 def test_knockouts_equal_the_loop(model, genes, seed):
     data = made(seed, 2, genes)
-    nets = pub._started(model, data.patients, seed, True, False)
+    nets = fresh_networks(model, data.patients, seed=seed)
     with torch.no_grad():
         for n in nets:
             n.head.weight.mul_(3)  # so that classes change
-    fit = pub.PublishedFit(model, [n.eval() for n in nets], None, data)
-    fast = pub.published_knockouts(fit)
+    fit = PublishedFit(model, [n.eval() for n in nets], None, data)
+    fast = published_knockouts(fit)
     for i, (net, x, y) in enumerate(zip(nets, data.x, data.y.numpy())):
         with torch.no_grad():
             base = net(x[..., None])
@@ -526,14 +527,14 @@ def test_knockouts_equal_the_loop(model, genes, seed):
 
 
 def test_labels_are_random_and_repeatable(simulated):
-    a, b, c = (pub.trajectories(simulated, seed=s) for s in (0, 0, 1))
+    a, b, c = (trajectories(simulated, seed=s) for s in (0, 0, 1))
     assert torch.equal(a.y, b.y) and not torch.equal(a.y, c.y) and torch.equal(a.x, c.x)
     assert (
         not torch.equal(a.y[0], a.y[1])
         and set(a.y.flatten().tolist()) == {0, 1, 2}
         and a.visits == ["DX", "REL", "REM"]
     )
-    assert a.splits == (144, 175) and list(inspect.signature(pub.run_published).parameters)[:2] == [
+    assert a.splits == (144, 175) and list(inspect.signature(run_published).parameters)[:2] == [
         "path",
         "out",
     ]

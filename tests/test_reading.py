@@ -22,8 +22,9 @@ from scipy.io import mmwrite
 
 from longaml.core import rng_for
 from longaml.datasets.writers import GEO_TRAPS, _geo_symbols, write_geo
-from longaml.pp import reading as R
-from longaml.pp.reading import as_cohort, fetch_gse235063, read_cohort, save_cohort
+from longaml.datasets.fetch import GSE235063_URL, fetch_gse235063
+from longaml.pp.cohort import as_cohort, save_cohort
+from longaml.pp.reading import read_cohort
 
 QUICK = settings(
     max_examples=40,
@@ -1019,7 +1020,7 @@ def test_fetch_resumes_over_calls(server, tmp_path):
     server.cut[:] = [2_000_000]
     with pytest.raises(
         ConnectionError,
-        match="2000000 of 3000000 bytes arrived.*kept in GSE235063_RAW.tar.part; call la.pp.fetch_gse235063 again",
+        match="2000000 of 3000000 bytes arrived.*kept in GSE235063_RAW.tar.part; call la.datasets.fetch_gse235063 again",
     ):
         fetch_gse235063(tmp_path, url=server.url, retries=0)
     assert names(tmp_path) == ["GSE235063_RAW.tar.part"]
@@ -1054,12 +1055,12 @@ def test_fetch_refusals(server, tmp_path):
     with pytest.raises(ConnectionError, match="does not announce a length"):
         fetch_gse235063(tmp_path, url=server.url, retries=0)
     assert "GSE235063_RAW.tar" not in names(tmp_path)
-    with pytest.raises(ConnectionError, match="call la.pp.fetch_gse235063 again"):
+    with pytest.raises(ConnectionError, match="call la.datasets.fetch_gse235063 again"):
         fetch_gse235063(tmp_path, url="http://127.0.0.1:9/x", retries=0)
 
 
 def test_the_default_address_is_geo():
     assert (
-        R.GSE235063_URL
+        GSE235063_URL
         == "https://ftp.ncbi.nlm.nih.gov/geo/series/GSE235nnn/GSE235063/suppl/GSE235063_RAW.tar"
     )

@@ -1,4 +1,6 @@
-"The two commands of the README do what it says, from a clean clone. Slow: each makes an environment."
+"""The two commands of the README do what it says, from a clean clone. Slow: each makes an
+environment.
+"""
 
 import os
 import re
@@ -13,7 +15,9 @@ BLOCKS = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "README.md").read_text(), r
 
 @pytest.fixture
 def clone(tmp_path):
-    "What a clone would hold: every file of the repository that git does not ignore, committed or not."
+    """What a clone would hold: every file of the repository that git does not ignore, committed
+    or not.
+    """
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -69,7 +73,9 @@ def test_first_command_runs_the_demo(clone):
 
 
 def test_second_command_installs_what_the_tests_need(clone):
-    "The tests are collected, not run: this is one of them. Collecting imports every test file, and .ci/run runs them all from such an environment."
+    """The tests are collected, not run: this is one of them. Collecting imports every test file,
+    and .ci/run runs them all from such an environment.
+    """
     done = shell(BLOCKS[1].rstrip() + " --slow --collect-only -q", clone)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "tests/test_readme.py::test_first_command_runs_the_demo" in done.stdout

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 import longaml
-from longaml.experiment.store import Run, checksum, load_result, save_result
+from longaml.experiment.results import checksum, load_result, save_result
+from longaml.experiment.store import Run, Store, code_hash
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(longaml.__file__).parents[1])}
 # the process kills itself at the n-th call of one of the functions through which a run touches the disk, before it, or half-way through a write
@@ -100,8 +101,9 @@ def test_killed_and_resumed(tmp_path, whole, where, n):
     assert files(out) == whole  # same names, same bytes, no .part files
 
 
-def start(out, resume=False, seed=0, inputs=(), **params):
-    return Run(out, command="run", params=params, seed=seed, inputs=inputs, resume=resume)
+def start(out, resume=False, seed=0, inputs=(), store=None, **params):
+    how = dict(seed=seed, inputs=inputs, resume=resume, store=store)
+    return Run(out, command="run", params=params, **how)
 
 
 @pytest.fixture
@@ -175,8 +177,7 @@ def test_missing_input_leaves_nothing(tmp_path):
 
 
 def test_a_failing_first_step_leaves_nothing(tmp_path):
-    run = start(tmp_path / "deep" / "out")
-    with pytest.raises(ZeroDivisionError):
+    with start(tmp_path / "deep" / "out") as run, pytest.raises(ZeroDivisionError):
         run.step("a", lambda: 1 / 0)
     assert list(tmp_path.iterdir()) == []
 
@@ -185,7 +186,7 @@ def test_a_failing_later_step_keeps_the_earlier(out):
     run = start(out, resume=True, nulls=20, keys={"patient": "p"})
     with pytest.raises(ZeroDivisionError):
         run.step("b", lambda: 1 / 0)
-    assert sorted(p.name for p in out.rglob("*.npz")) == ["a.npz"]
+    assert [p.stem.split("-")[0] for p in out.rglob("*.npz")] == ["a"]
 
 
 @pytest.mark.parametrize("place", ["file/out", "file"])
@@ -224,6 +225,7 @@ def test_resume_of_nothing_starts(tmp_path, there):
         (tmp_path / "out" / ".run.json.123.part").write_text("half")
     run = start(tmp_path / "out", resume=True)
     assert run.step("a", lambda: 7) == 7
+    run.finish()
     assert not list((tmp_path / "out").glob(".*"))
 
 
@@ -248,14 +250,14 @@ def test_damaged_timings_decide_nothing(out):
     ],
 )
 def test_damaged_step_is_computed_again(out, damage, caplog):
-    step = out / "steps" / "a.npz"
+    (step,) = (out / "steps").glob("a-*.npz")
     step.write_bytes(damage(step.read_bytes()))
     with caplog.at_level(logging.WARNING, "longaml"):
         assert start(out, resume=True, nulls=20, keys={"patient": "p"}).step("a", lambda: [3]) == [
             3
         ]
     assert "'a' is damaged" in caplog.text
-    assert load_result(step) == [3]
+    assert load_result(step)["value"] == [3]
 
 
 def test_pickles_are_not_loaded(out, tmp_path):
@@ -265,7 +267,8 @@ def test_pickles_are_not_loaded(out, tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "owned"),))
 
-    with open(out / "steps" / "a.npz", "wb") as f:
+    (step,) = (out / "steps").glob("a-*.npz")
+    with open(step, "wb") as f:
         np.savez(f, tree=np.array([Evil()], dtype=object), allow_pickle=True)
     assert start(out, resume=True, nulls=20, keys={"patient": "p"}).step("a", lambda: [3]) == [3]
     assert not (tmp_path / "owned").exists()
@@ -386,3 +389,136 @@ def test_table_is_written_whole(tmp_path):
     with pytest.raises(RuntimeError):
         run.table("t.csv", Broken({"x": [2.0]}))
     assert (tmp_path / "out" / "t.csv").read_text() == "x\n1\n"
+
+
+# ---- one process at a time
+
+
+HOLD = """
+import sys, time
+from longaml.experiment.store import Run
+with Run(sys.argv[1], command="run", params={}, resume=True) as run:
+    run.step("a", lambda: 1)
+    print("holding", flush=True)
+    sys.stdin.readline()
+    run.step("b", lambda: 2)
+    run.finish()
+"""
+
+
+def test_a_second_process_is_refused(tmp_path):
+    "While one process writes, another gets a clear message and changes nothing; then the first one ends as it would have."
+    out = tmp_path / "out"
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(out)],
+        env=ENV,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout.readline() == "holding\n"
+    before = files(out)
+    with pytest.raises(BlockingIOError, match="in use by another process.*another folder"):
+        start(out, resume=True)
+    assert files(out) == before
+    first.communicate("go on\n", timeout=60)
+    assert first.returncode == 0
+    assert json.loads((out / "run.json").read_text())["status"] == "complete"
+    assert not list(out.glob(".*"))
+    assert start(out, resume=True).step("b", lambda: 1 / 0) == 2
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path):
+    out = tmp_path / "out"
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(out)],
+        env=ENV,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout.readline() == "holding\n"
+    first.kill()
+    first.communicate(timeout=60)
+    with start(out, resume=True) as run:
+        assert run.step("a", lambda: 1 / 0) == 1
+        run.finish()
+    assert not list(out.glob(".*"))
+
+
+# ---- results by content
+
+
+HOW = dict(code="0f1e", inputs="a cohort", params={"model": "nmf", "n_genes": 2000})
+
+
+def test_two_commands_share_a_step(tmp_path):
+    with start(tmp_path / "run", store=tmp_path / "store") as run:
+        assert run.shared(**HOW)("evaluate/nmf", lambda: [0.8]) == [0.8]
+    with Run(tmp_path / "other", command="compare", params={}, store=tmp_path / "store") as other:
+        assert other.shared(**HOW)("evaluate/nmf", lambda: 1 / 0) == [0.8]
+        assert other.store.computed == 0
+        other.finish()
+    assert not (tmp_path / "other" / "steps").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [dict(code="0f1f"), dict(inputs="another"), dict(params={"model": "lstm"})]
+)
+def test_anything_that_decides_a_result_gives_another(tmp_path, change):
+    with start(tmp_path / "out") as run:
+        run.shared(**HOW)("evaluate/nmf", lambda: 1)
+    with start(tmp_path / "out", resume=True) as run:
+        assert run.shared(**(HOW | change))("evaluate/nmf", lambda: 2) == 2
+    with start(tmp_path / "out", resume=True) as run:
+        assert run.shared(**HOW)("evaluate/nmf", lambda: 1 / 0) == 1
+
+
+def test_a_command_joins_the_folder_of_another(out):
+    before = files(out)
+    with Run(out, command="compare", params={}, renew=True) as other:
+        other.step("a", lambda: "mine")
+        other.finish()
+    after = files(out)
+    assert before.items() <= after.items()
+    assert json.loads(after["compare.json"])["command"] == "compare"
+    assert start(out, resume=True, nulls=20, keys={"patient": "p"}).step("a", lambda: 3) == [1, 2]
+
+
+def test_a_store_without_a_folder_keeps_nothing(tmp_path):
+    from longaml.experiment.store import Address
+
+    store, address = Store(), Address("a", "0", None, {}, 0)
+    assert [store.get(address, lambda v=v: v) for v in (1, 2)] == [1, 2] and store.computed == 2
+
+
+def test_the_code_of_a_result_is_what_it_needs(tmp_path, monkeypatch):
+    "A module that is imported, directly or not, changes the hash; a comment, or another module, does not."
+    import longaml.experiment.store as store
+
+    package = tmp_path / "longaml"
+    (package / "tl").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "tl" / "__init__.py").write_text("")
+    (package / "core.py").write_text("x = 1\n")
+    (package / "tl" / "a.py").write_text("from ..core import x\n")
+    (package / "tl" / "b.py").write_text("def f():\n    from .a import x\n")
+    (package / "tl" / "c.py").write_text("import numpy\n")
+    (package / "d.py").write_text("from longaml import tl\n")
+    monkeypatch.setattr(store, "_package", lambda: package)
+
+    def hashes():
+        code_hash.cache_clear()
+        store._needed.cache_clear()
+        return {m: code_hash(f"longaml.{m}") for m in ("core", "tl.a", "tl.b", "tl.c", "d")}
+
+    before = hashes()
+    assert len(set(before.values())) == 5
+    (package / "core.py").write_text("# how many\nx = 1\n")
+    assert hashes() == before
+    (package / "core.py").write_text("x = 2\n")
+    after = hashes()
+    assert {m for m in before if before[m] != after[m]} == {"core", "tl.a", "tl.b", "d"}
+    monkeypatch.undo()
+    code_hash.cache_clear()
+    store._needed.cache_clear()

@@ -1,4 +1,6 @@
-"The site in a browser: it opens without errors, shows its figures, is found through its search, and can be read on a phone and in the dark. Skipped where there is no Chromium."
+"""The site in a browser: it opens without errors, shows its figures, is found through its search,
+and can be read on a phone and in the dark. Skipped where there is no Chromium.
+"""
 
 import functools
 import http.server
@@ -12,7 +14,8 @@ from test_docs import read_site
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+WIDE = {"width": 1280, "height": 900}
+NARROW = {"width": 390, "height": 844}
 MATHS = (
     "cdn.jsdelivr.net",
     "cdnjs.cloudflare.com",
@@ -20,7 +23,9 @@ MATHS = (
 
 
 def chromium(start):
-    "A headless Chromium: the one of this machine, or Playwright's own; the test is skipped where there is neither."
+    """A headless Chromium: the one of this machine, or Playwright's own; the test is skipped
+    where there is neither.
+    """
     found = next(filter(None, map(shutil.which, NAMES)), None)
     try:
         return start.chromium.launch(executable_path=found, args=["--no-sandbox"])
@@ -53,8 +58,11 @@ def address(site):
 
 
 def opened(browser, address, size=WIDE, scheme="light"):
-    "A tab, and a list that fills with what goes wrong in it. Nothing is fetched from elsewhere: formulas stay text, anything else is an error."
-    context, wrong = browser.new_context(viewport=size, color_scheme=scheme), []
+    """A tab, and a list that fills with what goes wrong in it. Nothing is fetched from elsewhere:
+    formulas stay text, anything else is an error.
+    """
+    context = browser.new_context(viewport=size, color_scheme=scheme)
+    wrong = []
     home = urlsplit(address).netloc
 
     def elsewhere(route):
@@ -87,10 +95,16 @@ def opened(browser, address, size=WIDE, scheme="light"):
 
 
 LOOK = """() => ({
-  unseen: [...document.querySelectorAll('main img')].filter(i => !i.complete || i.naturalWidth < 20 || i.getBoundingClientRect().width < 20).map(i => i.src.slice(0, 80)),
+  unseen: [...document.querySelectorAll('main img')]
+    .filter(i => !i.complete || i.naturalWidth < 20 || i.getBoundingClientRect().width < 20)
+    .map(i => i.src.slice(0, 80)),
   pictures: document.querySelectorAll('main img').length,
-  over: Math.round(Math.max(document.documentElement.scrollWidth, ...[...document.querySelectorAll('main :is(p, pre, table, img, div, ul, h1, h2, h3)')].filter(e => {
-    for (let b = e.parentElement; b && b.tagName != 'MAIN'; b = b.parentElement) if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(b).overflowX)) return false;  // it scrolls in its own box
+  over: Math.round(Math.max(document.documentElement.scrollWidth, ...[
+    ...document.querySelectorAll('main :is(p, pre, table, img, div, ul, h1, h2, h3)')
+  ].filter(e => {  // what scrolls in a box of its own does not count
+    for (let b = e.parentElement; b && b.tagName != 'MAIN'; b = b.parentElement) {
+      if (['auto', 'scroll', 'hidden'].includes(getComputedStyle(b).overflowX)) return false;
+    }
     return true;
   }).map(e => e.getBoundingClientRect().right)) - document.documentElement.clientWidth),
   title: document.querySelector('h1')?.innerText,
@@ -101,11 +115,10 @@ LOOK = """() => ({
     "size, scheme", [(WIDE, "light"), (NARROW, "dark")], ids=["wide and light", "narrow and dark"]
 )
 def test_every_page_opens_with_its_figures(browser, address, site, size, scheme):
-    pages, (tab, wrong) = (
-        sorted(p for p, links in read_site(site).items() if links),
-        opened(browser, address, size, scheme),
-    )
-    bad, pictures = [], 0
+    pages = sorted(p for p, links in read_site(site).items() if links)
+    (tab, wrong) = opened(browser, address, size, scheme)
+    bad = []
+    pictures = 0
     for page in pages:
         tab.goto(address + page)
         seen = tab.evaluate(LOOK)
@@ -139,7 +152,14 @@ def test_search_of_quarto_is_on(top):
     assert yaml.safe_load((top / "_quarto.yml").read_text())["website"]["navbar"]["search"] is True
 
 
-COLOURS = "() => [document.body, document.querySelector('main p')].map(e => { let b = e; while (b && getComputedStyle(b).backgroundColor === 'rgba(0, 0, 0, 0)') b = b.parentElement; return [getComputedStyle(b || document.body).backgroundColor, getComputedStyle(e).color] })[1]"
+COLOURS = """() => {
+  const text = document.querySelector('main p');
+  let box = text;
+  while (box && getComputedStyle(box).backgroundColor === 'rgba(0, 0, 0, 0)') {
+    box = box.parentElement;
+  }
+  return [getComputedStyle(box || document.body).backgroundColor, getComputedStyle(text).color];
+}"""
 
 
 def contrast(colours):
@@ -202,7 +222,9 @@ def test_what_is_wrong_in_a_browser_is_seen(browser, address, site):
     broken.write_text(
         text.replace(
             "</main>",
-            '<img src="nowhere.png"><div style="width:3000px">x</div></main><script>console.error("seen")</script><script src="https://example.org/x.js"></script>',
+            '<img src="nowhere.png"><div style="width:3000px">x</div></main>'
+            '<script>console.error("seen")</script>'
+            '<script src="https://example.org/x.js"></script>',
         )
     )
     try:

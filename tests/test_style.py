@@ -1,6 +1,10 @@
-"The house: folders and numbers, imports that point downwards, readable code, documented signatures."
+"""The house: folders and numbers, imports that point downwards, readable code, documented
+signatures.
+"""
 
 import ast
+import importlib
+import inspect
 import io
 import re
 import subprocess
@@ -19,7 +23,9 @@ LONGEST_MODULE = 500  # lines, as formatted
 
 
 def module_name(path: Path) -> str:
-    "`pp.reading` for longaml/pp/reading.py; `pp` for its package; an empty name for longaml itself."
+    """`pp.reading` for longaml/pp/reading.py; `pp` for its package; an empty name for longaml
+    itself.
+    """
     name = path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
     return name.removesuffix("__init__").rstrip(".")
 
@@ -69,7 +75,9 @@ def test_numbers_are_unique():
 def test_notebooks_and_modules_mirror_each_other():
     for module, nb in made().items():
         if module and number(nb) is not None:
-            assert nb == f"{module.rpartition('.')[0].replace('.', '/')}/{Path(nb).name}".lstrip("/")
+            assert nb == f"{module.rpartition('.')[0].replace('.', '/')}/{Path(nb).name}".lstrip(
+                "/"
+            )
             assert Path(nb).stem == f"{number(nb):02d}_{module.rpartition('.')[2]}"
 
 
@@ -142,9 +150,7 @@ def test_ruff_format():
 
 
 def test_mypy():
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
 
 
@@ -214,8 +220,34 @@ def test_public_functions_are_documented(path):
     assert not (bad := undocumented(path.read_text())), "\n".join(bad)
 
 
+def signatures_that_do_not_evaluate(module) -> list[str]:
+    "Functions and methods whose type hints name what is not there at run time."
+    bad = []
+    for name, value in vars(module).items():
+        own = getattr(value, "__module__", "") == module.__name__
+        functions = [value] if inspect.isfunction(value) and own else []
+        if inspect.isclass(value) and own:
+            functions = [f for f in vars(value).values() if inspect.isfunction(f)]
+        for function in functions:
+            try:
+                inspect.signature(function, eval_str=True)
+            except NameError as error:
+                bad.append(f"{module.__name__}.{name}: {error}")
+    return bad
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_type_hints_evaluate(path):
+    "The documentation evaluates them."
+    module = importlib.import_module(f"longaml.{module_name(path)}".rstrip("."))
+    assert not (bad := signatures_that_do_not_evaluate(module)), "\n".join(bad)
+
+
 def test_missing_documentation_is_seen():
-    source = "def f(\n    a: int,  # first\n    b=1,\n) -> int:\n    'Do.'\nclass C: pass\ndef _h(x): pass\n"
+    source = (
+        "def f(\n    a: int,  # first\n    b=1,\n) -> int:\n    'Do.'\n"
+        "class C: pass\ndef _h(x): pass\n"
+    )
     assert undocumented(source) == [
         "C: a docstring",
         "f(b): a type hint",

@@ -1,4 +1,6 @@
-"What the tests of the house share: where things are, how notebooks are read, and how a command runs on a copy of the repository."
+"""What the tests of the house share: where things are, how notebooks are read, and how a command
+runs on a copy of the repository.
+"""
 
 import os
 import re
@@ -48,7 +50,8 @@ class Cell:
 
     @property
     def code(self):
-        return "\n".join(l for l in self.source.splitlines() if not l.startswith(("#|", "%", "!")))
+        lines = self.source.splitlines()
+        return "\n".join(line for line in lines if not line.startswith(("#|", "%", "!")))
 
     @property
     def exported(self):
@@ -103,13 +106,11 @@ def copy_tree(
     root=ROOT,  # top of the repository
 ):  # the folder
     "Copy what belongs to the repository: no environment, no caches, nothing built."
-    ignore = lambda d, names: [
-        n
-        for n in names
-        if n in SKIP
-        or n.endswith((".egg-info", ".part"))
-        or (n == "nbdev.yml" and Path(d).name == "nbs")
-    ]
+
+    def ignore(folder, names):
+        made = [n for n in names if n in SKIP or n.endswith((".egg-info", ".part"))]
+        return [*made, "nbdev.yml"] if Path(folder).name == "nbs" else made
+
     shutil.copytree(root, to, ignore=ignore)
     return Path(to)
 

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['NAMES']
 
-# %% ../../nbs/datasets/index.ipynb #ca1a2c34
+# %% ../../nbs/datasets/index.ipynb #b1f32a2c
 from .. import attach_names
 
-# %% ../../nbs/datasets/index.ipynb #a8dc678d
+# %% ../../nbs/datasets/index.ipynb #7cf4e1bc
 NAMES = {
     "cohort": "simulate_cohort EVALUATION_SEEDS NULL_SEEDS",
     "writers": "write_geo",
     "perturbseq": "simulate_perturbseq",
     "typed_cells": "simulate_types",
+    "fetch": "fetch_gse235063",
 }
 __getattr__, __dir__, __all__ = attach_names(__name__, NAMES)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'EVALUATION_SEEDS', 'NULL_SEEDS', 'NAMED', 'DRIVER_KINDS', 'CohortConfig', 'config_for', 'simulate_cohort']
 
-# %% ../../nbs/datasets/01_cohort.ipynb #794a8742
+# %% ../../nbs/datasets/01_cohort.ipynb #94df1f9b
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
@@ -28,7 +28,7 @@ from longaml.core import (
     rng_for,
 )
 
-# %% ../../nbs/datasets/01_cohort.ipynb #59e6132c
+# %% ../../nbs/datasets/01_cohort.ipynb #fc6bcde4
 @dataclass(frozen=True)
 class CohortConfig:
     "What a simulated cohort is made of."
@@ -58,7 +58,7 @@ class CohortConfig:
     dispersion: float = 0.25  # negative-binomial: variance = mean + dispersion * mean^2
     bulk: bool = False  # one row per library: the sum of its cells
 
-# %% ../../nbs/datasets/01_cohort.ipynb #eb1a561c
+# %% ../../nbs/datasets/01_cohort.ipynb #da3ee434
 PRESETS = {
     "realistic": CohortConfig(),
     "easy": CohortConfig(
@@ -104,11 +104,11 @@ PRESETS = {
     ),
 }
 
-# %% ../../nbs/datasets/01_cohort.ipynb #21caaea4
+# %% ../../nbs/datasets/01_cohort.ipynb #aa08d862
 EVALUATION_SEEDS = tuple(range(1000, 1020))  # for reported results; tune on seeds below 1000
 NULL_SEEDS = tuple(range(2000, 2100))  # for calibration
 
-# %% ../../nbs/datasets/01_cohort.ipynb #802e13d7
+# %% ../../nbs/datasets/01_cohort.ipynb #1efb73c5
 def config_for(
     preset="realistic",  # a name in `PRESETS`, or a CohortConfig
     *,
@@ -140,7 +140,7 @@ def config_for(
         )
     return config
 
-# %% ../../nbs/datasets/01_cohort.ipynb #4d04de45
+# %% ../../nbs/datasets/01_cohort.ipynb #c3cd49b7
 NAMED = (
     "MALAT1",
     "HBB",
@@ -169,7 +169,7 @@ def _abundance(
     base[~named] += np.log(0.6 / np.exp(base[~named]).sum())
     return names, base, (c.depth or 1.5 * c.n_genes) * np.exp(base)
 
-# %% ../../nbs/datasets/01_cohort.ipynb #fba324a6
+# %% ../../nbs/datasets/01_cohort.ipynb #df04ece9
 def _genes(c, rng):  # truth table with one row per gene
     names, base, mean = _abundance(c, rng)
     kind, partner = np.full(c.n_genes, "none", dtype=object), np.full(c.n_genes, "", dtype=object)
@@ -206,7 +206,7 @@ def _genes(c, rng):  # truth table with one row per gene
     )
     return truth, base
 
-# %% ../../nbs/datasets/01_cohort.ipynb #a25e08fa
+# %% ../../nbs/datasets/01_cohort.ipynb #c10c9ba3
 def _libraries(c, rng):  # one row per observed patient and timepoint
     T, rows = len(c.timepoints), []
     weights = np.r_[1.0, np.full(T - 1, 4.0)] / (4 * T - 3)
@@ -244,7 +244,7 @@ def _fractions(
         (1 - blasts) * normal,
     ]
 
-# %% ../../nbs/datasets/01_cohort.ipynb #7266ea44
+# %% ../../nbs/datasets/01_cohort.ipynb #3e1e3c28
 def _cohort_effects(c, truth, lib, rng):  # every random effect, drawn once for the cohort
     G, P, n = c.n_genes, c.n_patients, len(lib)
     kind = truth["kind"].to_numpy()
@@ -280,7 +280,7 @@ def _shift(c, truth, fx, p, t):  # (genes,) what time does to this patient's mal
         out = out + np.where(kind == "programme", 0.6 * truth["sign"] * fx["fate"][p], 0.0)
     return out + (fx["loud"][p] if last else 0.0)
 
-# %% ../../nbs/datasets/01_cohort.ipynb #29bca480
+# %% ../../nbs/datasets/01_cohort.ipynb #30aa5c92
 def _cell_labels(c, fx, p, t, n, rng):  # lineage index, clone of each cell (-1: not malignant)
     lines, fractions = _fractions(c, t, fx["leaning"][p], rng)
     line = rng.choice(len(lines), n, p=fractions / fractions.sum())
@@ -306,7 +306,7 @@ def _pair_factor(
             )  # E[exp] = 1
     return out
 
-# %% ../../nbs/datasets/01_cohort.ipynb #4c5bfd98
+# %% ../../nbs/datasets/01_cohort.ipynb #6c6ae19f
 def _counts(c, truth, base, fx, lib, i, rng):  # CSR counts (cells, genes) and labels of library `i`
     p, t, n = int(lib["p"].iat[i]), int(lib["t"].iat[i]), int(lib["cells"].iat[i])
     lines, line, clone = _cell_labels(c, fx, p, t, n, rng)
@@ -340,7 +340,7 @@ def _counts(c, truth, base, fx, lib, i, rng):  # CSR counts (cells, genes) and l
         }
     )
 
-# %% ../../nbs/datasets/01_cohort.ipynb #f1a20039
+# %% ../../nbs/datasets/01_cohort.ipynb #a91e1498
 def _observations(c, lib, labels):  # obs in the contract
     obs = pd.concat(labels, ignore_index=True)
     row = np.repeat(np.arange(len(lib)), [len(x) for x in labels])
@@ -363,7 +363,7 @@ def _observations(c, lib, labels):  # obs in the contract
 def _as_bulk(counts, labels):  # one row per library
     return [sp.csr_matrix(x.sum(0)) for x in counts], [y.iloc[:1] for y in labels]
 
-# %% ../../nbs/datasets/01_cohort.ipynb #81e7d2f2
+# %% ../../nbs/datasets/01_cohort.ipynb #af6cba76
 def simulate_cohort(
     preset="realistic",  # a name in `PRESETS`, or a CohortConfig
     *,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PERTURB_PRESETS', 'PerturbConfig', 'perturb_config_for', 'simulate_perturbseq']
 
-# %% ../../nbs/datasets/03_perturbseq.ipynb #03dee135
+# %% ../../nbs/datasets/03_perturbseq.ipynb #b8db66b8
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from .. import __version__
 from ..core import UNS, check_choice, progress, rng_for
 
-# %% ../../nbs/datasets/03_perturbseq.ipynb #2b416eb6
+# %% ../../nbs/datasets/03_perturbseq.ipynb #e3e4c776
 @dataclass(frozen=True)
 class PerturbConfig:
     "What a simulated Perturb-seq screen is made of."
@@ -46,7 +46,7 @@ class PerturbConfig:
     unexpressed: int = 15  # genes without expression
     dispersion: float = 0.2  # negative-binomial: variance = mean + dispersion * mean^2
 
-# %% ../../nbs/datasets/03_perturbseq.ipynb #eef6ae4e
+# %% ../../nbs/datasets/03_perturbseq.ipynb #5b5fe16f
 PERTURB_PRESETS = {
     "realistic": PerturbConfig(),
     "easy": PerturbConfig(effect=0.5, inert=0.1, own=0.1, n_cells=200, nuisance_sd=0.1),
@@ -70,7 +70,7 @@ pd.DataFrame({name: asdict(c) for name, c in PERTURB_PRESETS.items()}).T[
     ["n_genes", "n_regulators", "n_pairs", "n_cells", "umis", "knockdown", "effect", "own", "gamma"]
 ]
 
-# %% ../../nbs/datasets/03_perturbseq.ipynb #bef92376
+# %% ../../nbs/datasets/03_perturbseq.ipynb #18e8452b
 def perturb_config_for(
     preset="realistic",  # a name in `PERTURB_PRESETS`, or a PerturbConfig
     **changes,  # fields of PerturbConfig to change
@@ -102,7 +102,7 @@ def perturb_config_for(
         )
     return c
 
-# %% ../../nbs/datasets/03_perturbseq.ipynb #b7e56d76
+# %% ../../nbs/datasets/03_perturbseq.ipynb #7f686630
 def _network(
     c, rng
 ):  # A (regulators, genes): edges; `base` (genes,): log abundance; regulators are the first genes
@@ -131,12 +131,12 @@ def _network(
     A[:, silent] = 0
     return A, base, programme, gain == 0
 
-# %% ../../nbs/datasets/03_perturbseq.ipynb #ca59889c
+# %% ../../nbs/datasets/03_perturbseq.ipynb #86e196a8
 def _spread(A):  # T (regulators, genes): where a unit change of each regulator ends
     R = len(A)
     return np.linalg.solve(np.eye(R) - A[:, :R], np.hstack([np.eye(R), A[:, R:]]))
 
-# %% ../../nbs/datasets/03_perturbseq.ipynb #ca44b188
+# %% ../../nbs/datasets/03_perturbseq.ipynb #fba842b2
 def _interactions(c, rng):  # gamma (programmes, programmes), symmetric
     M = c.n_programmes
     kind = np.triu(rng.random((M, M)))
@@ -170,7 +170,7 @@ def _perturbations(
     out["inert"] = inert[out["a"]] & ((out["b"] < 0) | inert[out["b"]])
     return out
 
-# %% ../../nbs/datasets/03_perturbseq.ipynb #db1b2f76
+# %% ../../nbs/datasets/03_perturbseq.ipynb #0b937871
 def _shifts(table, T, knockdown):  # (perturbations, genes) natural-log shifts
     drop = np.log1p(-knockdown)
     one, R = drop * T, T.shape[0]
@@ -184,7 +184,7 @@ def _shifts(table, T, knockdown):  # (perturbations, genes) natural-log shifts
         )  # the members themselves are knocked down, no more and no less
     return out
 
-# %% ../../nbs/datasets/03_perturbseq.ipynb #4a699da8
+# %% ../../nbs/datasets/03_perturbseq.ipynb #f18d515e
 def _expected(log_expression):  # log1p counts per 10,000 of cells without noise
     e = np.exp(log_expression - log_expression.max(-1, keepdims=True))
     return np.log1p(1e4 * e / e.sum(-1, keepdims=True))
@@ -212,7 +212,7 @@ def _cells(
         rng.poisson(mean * rng.gamma(1 / c.dispersion, c.dispersion, mean.shape)), dtype=np.float32
     )
 
-# %% ../../nbs/datasets/03_perturbseq.ipynb #458cf72a
+# %% ../../nbs/datasets/03_perturbseq.ipynb #c2407d6e
 def simulate_perturbseq(
     preset="realistic",  # a name in `PERTURB_PRESETS`, or a PerturbConfig
     *,
@@ -251,7 +251,7 @@ def simulate_perturbseq(
         A,
     )
 
-# %% ../../nbs/datasets/03_perturbseq.ipynb #6f192383
+# %% ../../nbs/datasets/03_perturbseq.ipynb #a10238d1
 def _panels(c, rng):  # (batches, genes) bool; every gene is on some panel
     panel = np.ones((c.n_batches, c.n_genes), dtype=bool)
     if c.n_batches == 1:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TYPED_PRESETS', 'TypedCellsConfig', 'typed_config_for', 'simulate_types']
 
-# %% ../../nbs/datasets/04_typed_cells.ipynb #b4e43ddf
+# %% ../../nbs/datasets/04_typed_cells.ipynb #a390ef0c
 from dataclasses import asdict, dataclass, fields, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from .. import __version__
 from ..core import CELL_TYPE, LINEAGE, PATIENT, SAMPLE, TIMEPOINT, UNS, check_choice, rng_for
 
-# %% ../../nbs/datasets/04_typed_cells.ipynb #f4b80f6b
+# %% ../../nbs/datasets/04_typed_cells.ipynb #7fa92dca
 @dataclass(frozen=True)
 class TypedCellsConfig:
     "What a simulated cohort of typed cells is made of."
@@ -40,7 +40,7 @@ pd.DataFrame({name: asdict(c) for name, c in TYPED_PRESETS.items()}).T[
     ["n_patients", "n_genes", "n_pairs", "cells", "umis", "markers", "effect", "early", "late"]
 ]
 
-# %% ../../nbs/datasets/04_typed_cells.ipynb #bd0fef80
+# %% ../../nbs/datasets/04_typed_cells.ipynb #15443edb
 def typed_config_for(
     preset="ambiguous",  # a name in `TYPED_PRESETS`, or a TypedCellsConfig
     **changes,  # fields of TypedCellsConfig to change
@@ -65,7 +65,7 @@ def typed_config_for(
         )
     return c
 
-# %% ../../nbs/datasets/04_typed_cells.ipynb #30dcb7d1
+# %% ../../nbs/datasets/04_typed_cells.ipynb #1b4ee1cc
 def _type_effects(c, rng):  # (pairs, genes), (pairs, 2, genes) shifts, and the genes that mark what
     order = rng.permutation(c.n_genes)[: 3 * c.n_pairs * c.markers].reshape(c.n_pairs, 3, c.markers)
     pair, member = np.zeros((c.n_pairs, c.n_genes)), np.zeros((c.n_pairs, 2, c.n_genes))
@@ -101,7 +101,7 @@ def _library(c, p, t, kinds, base, fx, rng):  # counts (cells, genes), type and 
     counts = rng.poisson(mu * rng.standard_gamma(1 / c.dispersion, mu.shape) * c.dispersion)
     return sp.csr_matrix(counts.astype(np.float32)), kind, clone
 
-# %% ../../nbs/datasets/04_typed_cells.ipynb #0701fa81
+# %% ../../nbs/datasets/04_typed_cells.ipynb #41b67842
 def simulate_types(
     preset="ambiguous",  # a name in `TYPED_PRESETS`, or a TypedCellsConfig
     *,
@@ -150,7 +150,7 @@ def simulate_types(
     }
     return out
 
-# %% ../../nbs/datasets/04_typed_cells.ipynb #5692993b
+# %% ../../nbs/datasets/04_typed_cells.ipynb #a0567a3f
 def _as_categories(obs, c):  # the contract's column types, and names of cells
     for k in (PATIENT, SAMPLE, CELL_TYPE, LINEAGE):
         obs[k] = pd.Categorical(

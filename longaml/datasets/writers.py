@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GEO_TRAPS', 'write_geo']
 
-# %% ../../nbs/datasets/02_writers.ipynb #6aecaf61
+# %% ../../nbs/datasets/02_writers.ipynb #673ee557
 import gzip
 import io
 import re
@@ -31,7 +31,7 @@ from longaml.core import (
     rng_for,
 )
 
-# %% ../../nbs/datasets/02_writers.ipynb #ecc6abfd
+# %% ../../nbs/datasets/02_writers.ipynb #c6698c21
 GEO_TRAPS = {
     "three_columns": "gene files have three columns: Ensembl id, symbol, feature type",
     "mixed_columns": "gene files have one, two and three columns in turn",
@@ -45,7 +45,7 @@ GEO_TRAPS = {
 }
 pd.Series(GEO_TRAPS, name="what the files do")
 
-# %% ../../nbs/datasets/02_writers.ipynb #300cd4d7
+# %% ../../nbs/datasets/02_writers.ipynb #55ef48f8
 def _geo_names(adata):  # {patient: AMLn}, {timepoint: DX, REM or REL}
     patients, times = adata.obs[PATIENT].cat.categories, list(adata.obs[TIMEPOINT].cat.categories)
     if len(times) > 3:
@@ -89,7 +89,7 @@ def _geo_rows(counts, fixed, traps, i, rng):  # which genes library `i` lists, i
     keep = (counts.getnnz(axis=0) > 0) | fixed | (rng.random(counts.shape[1]) < 0.5) | (i == 0)
     return np.r_[np.flatnonzero(fixed), rng.permutation(np.flatnonzero(keep & ~fixed))]
 
-# %% ../../nbs/datasets/02_writers.ipynb #a8cd8fd3
+# %% ../../nbs/datasets/02_writers.ipynb #5ba1f2f5
 def _clinical(
     patient, seed
 ):  # columns of the published table that a simulated cohort does not have
@@ -153,7 +153,7 @@ def _geo_metadata(
         else table
     )
 
-# %% ../../nbs/datasets/02_writers.ipynb #f0e8f060
+# %% ../../nbs/datasets/02_writers.ipynb #863a200d
 def _zip(text):
     return gzip.compress(text if isinstance(text, bytes) else text.encode(), 1, mtime=0)
 
@@ -202,7 +202,7 @@ def _geo_library(
         stem + "metadata.tsv.gz": _zip(table.to_csv(sep="\t", index=False)),
     }
 
-# %% ../../nbs/datasets/02_writers.ipynb #db5a2ef8
+# %% ../../nbs/datasets/02_writers.ipynb #bdb991e5
 def _geo_libraries(adata, traps, seed):  # yields (file name, bytes), one library at a time
     patients, states = _geo_names(adata)
     counts, (symbols, fixed) = (
@@ -230,7 +230,7 @@ def _geo_libraries(adata, traps, seed):  # yields (file name, bytes), one librar
             seed,
         ).items()
 
-# %% ../../nbs/datasets/02_writers.ipynb #00603ba5
+# %% ../../nbs/datasets/02_writers.ipynb #c2c05deb
 def write_geo(
     adata,  # a cohort with raw counts
     dest,  # a folder; with `tar=True`, a path that ends in .tar, or the folder for GSE235063_RAW.tar

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NAMES']
 
-# %% ../../nbs/experiment/index.ipynb #c6d43df1
+# %% ../../nbs/experiment/index.ipynb #182bbc56
 from .. import attach_names
 
-# %% ../../nbs/experiment/index.ipynb #ef659924
+# %% ../../nbs/experiment/index.ipynb #e6eb30f8
 NAMES = {
     "store": "Run",
     "run": "run_cohort run_demo",

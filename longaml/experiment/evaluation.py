@@ -7,7 +7,7 @@ __all__ = ['RANK_TRAINING', 'MAKERS', 'MODELS', 'FLOORS_OF', 'REGRESSION', 'METR
            'compared_models', 'weights', 'cohort_hash', 'Pieces', 'evaluate', 'signed_rank', 'compare',
            'plot_comparison', 'driver_recovery', 'plot_recovery', 'call_recovery', 'comparison_lines', 'run_comparison']
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #3d6c8196
+# %% ../../nbs/experiment/69_evaluation.ipynb #9084c047
 import hashlib
 import json
 import math
@@ -80,10 +80,10 @@ from longaml.tasks.timepoint import (
     rank_state,
     state_scorer,
 )
-from ..tl.networks import change_rows, most_variable, network_change_scorer
+from ..tl.network_changes import change_rows, most_variable, network_change_scorer
 from ..tl.permutation import design_of, observed_assignment, q_values
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #85442513
+# %% ../../nbs/experiment/69_evaluation.ipynb #b558686f
 RANK_TRAINING = replace(
     CELLTYPE_TRAINING, epochs=10, patience=3, batch_size=128
 )  # chosen on cohorts of seeds 4 and 11
@@ -136,7 +136,7 @@ class RankTokens:
         out[sets.mask] = self.fitted.predict_proba(self._tokens(sets, sets.mask))
         return out
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #4698de68
+# %% ../../nbs/experiment/69_evaluation.ipynb #47568d7f
 MAKERS = BASELINES | {"rank_tokens": RankTokens}
 _CHANGE = (*FORECASTERS, *[n for n in NETWORKS if n not in PER_BAG])
 MODELS = {"state": (*MAKERS, *NETWORKS), "forecast": _CHANGE, "impute": _CHANGE}
@@ -185,7 +185,7 @@ def compared_models(
         t: [m for m in MODELS[t] if names is None or m in names or m in FLOORS_OF[t]] for t in tasks
     }
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #167e5496
+# %% ../../nbs/experiment/69_evaluation.ipynb #21ee23b0
 _WEIGHTS = {
     SelectGenes: lambda m: weights(m.model),
     RankTokens: lambda m: weights(m.fitted),
@@ -206,7 +206,7 @@ def weights(
     "How many numbers a model learnt; NaN where it has none of its own (class frequencies, no change)."
     return float(_WEIGHTS.get(type(model), lambda m: math.nan)(model))
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #070dc8c7
+# %% ../../nbs/experiment/69_evaluation.ipynb #bca858f3
 def cohort_hash(
     adata,  # a cohort
 ) -> str:  # 64 hexadecimal digits
@@ -267,7 +267,7 @@ class Pieces:
         save_result(path, {"key": text, "value": value})
         return load_result(path)["value"]
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #e058b81c
+# %% ../../nbs/experiment/69_evaluation.ipynb #b1598c43
 def _state_questions(bagged):  # [(contrast, timepoints)], [reasons]
     cover, times = coverage(bagged), timepoints_of(bagged)
     whole = cover[cover["lineage"] == ALL]
@@ -302,7 +302,7 @@ def _change_questions(
             lost.append(f"{task}, {target}: not evaluated ({e})")
     return found, lost
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #8960a1a8
+# %% ../../nbs/experiment/69_evaluation.ipynb #f9951b87
 def _state_piece(name, bagged, times, how):  # table of one model, seconds, parameters
     sets, start, made = state_sets(bagged, times), time.perf_counter(), []
     folds, choose = (
@@ -358,7 +358,7 @@ def _change_piece(name, f, task, target, how):  # the same for a task that has a
         "parameters": weights(made[0]),
     }
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #8e28cefa
+# %% ../../nbs/experiment/69_evaluation.ipynb #da8a6055
 CODE = (
     "models.baselines",
     "models.classical",
@@ -411,7 +411,7 @@ def _questions(bagged, asked, how):  # [(task, contrast, model, () -> piece)], [
         )
     return found, lost
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #3be440b5
+# %% ../../nbs/experiment/69_evaluation.ipynb #b8dd2189
 def evaluate(
     cohort,  # AnnData in longaml's contract
     *,
@@ -450,7 +450,7 @@ def evaluate(
     table.attrs["notes"] = lost
     return table
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #cba3efc5
+# %% ../../nbs/experiment/69_evaluation.ipynb #bcf78d88
 LEAST = 6  # patients from which on a signed-rank test is made
 
 
@@ -469,7 +469,7 @@ def signed_rank(
     seen = doubled[d > 0].sum()
     return float(min(1.0, 2 * min(share[: seen + 1].sum(), share[seen:].sum())))
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #b0726d4e
+# %% ../../nbs/experiment/69_evaluation.ipynb #444ddcf9
 def _paired(d):  # patients, mean difference, 95% interval, p
     n, mean = len(d), float(d.mean())
     half = float(stats.t.ppf(0.975, n - 1) * d.std() / math.sqrt(n)) if n > 1 else math.nan
@@ -540,7 +540,7 @@ def compare(
         )
     )
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #3ead5740
+# %% ../../nbs/experiment/69_evaluation.ipynb #e0462152
 _KINDS = {"floor": "#8C8C8C", "linear": "#0072B2", "network": "#009E73"}
 
 
@@ -590,7 +590,7 @@ def _contrast_panel(
     elif skill and rows["value"].min() < -1:
         ax.set_xlim(-1.05, None)
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #6e041e30
+# %% ../../nbs/experiment/69_evaluation.ipynb #a4eba106
 def _said(task, contrast):  # a contrast in words
     return {
         "forecast": f"change to {contrast}",
@@ -606,7 +606,7 @@ def _legend(ax, kinds, line):  # what colours and the line mean
     ]
     ax.legend(handles=marks, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #f5b64c3f
+# %% ../../nbs/experiment/69_evaluation.ipynb #61871827
 def plot_comparison(
     table,  # from evaluate
     *,
@@ -655,7 +655,7 @@ def plot_comparison(
     )
     return fig
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #d09e16f5
+# %% ../../nbs/experiment/69_evaluation.ipynb #c44c08a8
 DRIVERS = (
     "marginal",
     "interaction",
@@ -696,7 +696,7 @@ def _methods(methods):
         for m in (RANKERS if methods is None else _names(methods))
     ]
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #ab572e7b
+# %% ../../nbs/experiment/69_evaluation.ipynb #c6d560ab
 def driver_recovery(
     seeds=EVALUATION_SEEDS[:4],  # simulated cohorts
     preset="small",  # see simulate_cohort
@@ -726,7 +726,7 @@ def driver_recovery(
         )
     return pd.DataFrame(rows, columns=["seed", "method", "kind", "average_precision", "chance"])
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #280b1292
+# %% ../../nbs/experiment/69_evaluation.ipynb #020ddaef
 def plot_recovery(
     table,  # from driver_recovery
 ):  # Figure
@@ -768,7 +768,7 @@ def plot_recovery(
     )
     return fig
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #65621e4a
+# %% ../../nbs/experiment/69_evaluation.ipynb #8a6bc9ef
 def call_recovery(
     seeds=NULL_SEEDS[:10],  # simulated cohorts
     preset="null",  # see simulate_cohort
@@ -839,7 +839,7 @@ def call_recovery(
         ],
     )
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #456cc20c
+# %% ../../nbs/experiment/69_evaluation.ipynb #fcfa2b25
 _VERBS = {
     "beats": "beat",
     "is not told apart from": "not told apart from",
@@ -897,7 +897,7 @@ def comparison_lines(
         ]
     )
 
-# %% ../../nbs/experiment/69_evaluation.ipynb #a782d64c
+# %% ../../nbs/experiment/69_evaluation.ipynb #404371a1
 def run_comparison(
     path,  # a cohort on disk; see read_cohort
     out,  # folder: new, empty, or of an earlier comparison

@@ -10,7 +10,7 @@ __all__ = ['NAMES', 'FLOORS', 'SIMPLE', 'CLASSICAL', 'WHY', 'BAR', 'BOXES', 'REF
            'changes_of', 'skill_table', 'earlier_table', 'report_cells', 'page', 'check_run', 'write_report',
            'report_or_say']
 
-# %% ../../nbs/experiment/62_report.ipynb #ec758735
+# %% ../../nbs/experiment/62_report.ipynb #5f5e4a7d
 import html
 import importlib
 import itertools
@@ -39,9 +39,9 @@ from longaml.core import (
     need,
 )
 from .store import slug
-from ..pl.plotting import COLOURS, GREY, mean_interval
+from ..pl.style import COLOURS, GREY, mean_interval
 
-# %% ../../nbs/experiment/62_report.ipynb #533bc7a2
+# %% ../../nbs/experiment/62_report.ipynb #eb6f7aa6
 NAMES = (
     "task",
     "model",
@@ -94,7 +94,7 @@ def read_run(
             tables[name][TIMEPOINT] = pd.Categorical(tables[name][TIMEPOINT], order, ordered=True)
     return json.loads((folder / "run.json").read_text(encoding="utf-8")), tables
 
-# %% ../../nbs/experiment/62_report.ipynb #97460507
+# %% ../../nbs/experiment/62_report.ipynb #b9c294bd
 def _number(x, digits, name):  # one number as text
     if pd.isna(x):
         return "–"
@@ -139,7 +139,7 @@ def readable(
         [n.replace("_", " ") for n in text.index.names]
     )
 
-# %% ../../nbs/experiment/62_report.ipynb #c6ce9740
+# %% ../../nbs/experiment/62_report.ipynb #8afb3553
 FLOORS = ("majority", "patient_lineage", "technical")  # baselines that read no genes
 SIMPLE = (*FLOORS, "logistic", "paired_de")  # what a network has to beat
 CLASSICAL = {
@@ -166,7 +166,7 @@ def _interval(values):  # mean and its 95% interval by Student's t; missing belo
 def _triple(name, values):
     return dict(zip((name, f"{name}_low", f"{name}_high"), _interval(values)))
 
-# %% ../../nbs/experiment/62_report.ipynb #7c43c34f
+# %% ../../nbs/experiment/62_report.ipynb #05e10687
 def held_out(
     evaluation,  # `evaluation.csv`: task, contrast, model, patient, metric, value, chance
     *,
@@ -207,7 +207,7 @@ def held_out(
             )
     return pd.DataFrame(rows)
 
-# %% ../../nbs/experiment/62_report.ipynb #1aeddbe4
+# %% ../../nbs/experiment/62_report.ipynb #699939f1
 def top_genes(
     ranking,  # `ranking.csv`
     model,  # whose ranking
@@ -256,7 +256,7 @@ def top_genes(
         [out.iloc[:, :3], found, pd.Series(same, name="same_way"), out.iloc[:, 3:]], axis=1
     )
 
-# %% ../../nbs/experiment/62_report.ipynb #58b73741
+# %% ../../nbs/experiment/62_report.ipynb #c63a8aa5
 def courses_of(
     times,  # `gene_times.csv`: gene, patient, timepoint, log2_change
     genes,  # genes wanted; those that the table lacks are left out
@@ -266,7 +266,7 @@ def courses_of(
     wide = t.pivot(index="gene", columns=[PATIENT, TIMEPOINT], values="log2_change")
     return wide.reindex([g for g in genes if g in wide.index])
 
-# %% ../../nbs/experiment/62_report.ipynb #4d66e8d2
+# %% ../../nbs/experiment/62_report.ipynb #4f1fc141
 def plot_courses(
     times,  # `gene_times.csv`: gene, patient, timepoint (ordered), log2_change
     genes,  # genes to draw, at most `most`
@@ -307,7 +307,7 @@ def plot_courses(
         fig.suptitle(title, fontsize=11, x=0.01, ha="left")
     return fig
 
-# %% ../../nbs/experiment/62_report.ipynb #ece575bf
+# %% ../../nbs/experiment/62_report.ipynb #e87798c4
 def _course(ax, rows, order, gene):  # one panel of plot_courses
     wide = (
         rows.astype({TIMEPOINT: str})
@@ -338,7 +338,7 @@ def _course(ax, rows, order, gene):  # one panel of plot_courses
     ax.set_title(gene, fontsize=9, loc="left")
     ax.spines[["top", "right"]].set_visible(False)
 
-# %% ../../nbs/experiment/62_report.ipynb #d2148cc0
+# %% ../../nbs/experiment/62_report.ipynb #77b1ee4b
 def _kept_null(
     folder, model
 ):  # (B, genes) scores under permuted libraries that a run kept, and the patients behind them; None where there are none
@@ -378,7 +378,7 @@ def _agreement(
     top = [set(np.argsort(-v, kind="stable")[:k]) for v in (x, y)]
     return float(spearmanr(x, y).statistic), len(top[0] & top[1])
 
-# %% ../../nbs/experiment/62_report.ipynb #b4c64abf
+# %% ../../nbs/experiment/62_report.ipynb #0ce890b0
 def concordance(
     ranking,  # `ranking.csv`
     contrast,  # which contrast
@@ -443,7 +443,7 @@ def concordance(
         ],
     )
 
-# %% ../../nbs/experiment/62_report.ipynb #08940228
+# %% ../../nbs/experiment/62_report.ipynb #1b8e9229
 WHY = {
     "at chance": "the model does not tell the timepoints apart in patients it has not seen",
     "constant": "it gives every gene the same score",
@@ -472,7 +472,7 @@ def _and(names):  # "a, b and c"
 def _holds(column):
     return column.map(lambda h: None if pd.isna(h) or h == "" else str(h) in ("True", "1", "1.0"))
 
-# %% ../../nbs/experiment/62_report.ipynb #cfcb823e
+# %% ../../nbs/experiment/62_report.ipynb #9f5335d4
 BAR = {
     "majority": "the commonest answer",
     "patient_lineage": "knowing patient and lineage",
@@ -525,7 +525,7 @@ def _accuracy_words(evaluation):  # (kind, sentence) on held-out patients
             f"Technical values: alone, they tell the timepoints of unseen patients apart in {_and(nuisance)}. Genes may follow depth, cells or handling there, beyond what the verdicts on depth and composition see.",
         )
 
-# %% ../../nbs/experiment/62_report.ipynb #5659db75
+# %% ../../nbs/experiment/62_report.ipynb #ebe018d6
 def _ranking_words(ranking, audit, q=0.1):  # (kind, sentence) on lists of genes
     audit, nothing = audit.assign(holds=_holds(audit["holds"])), {}
     for c, rows in ranking.groupby("contrast", sort=False):
@@ -563,7 +563,7 @@ def _ranking_words(ranking, audit, q=0.1):  # (kind, sentence) on lists of genes
     for models in dict.fromkeys(who):
         yield "open", f"Not assessed for {models}: {_and(who.index[who == models])}."
 
-# %% ../../nbs/experiment/62_report.ipynb #36aa1bb3
+# %% ../../nbs/experiment/62_report.ipynb #955918ef
 def _forecast_words(tables):  # (kind, sentence) on tasks that have an order
     e = tables["evaluation"]
     for (task, target), rows in e[(e["task"] != "state") & (e["metric"] == "skill")].groupby(
@@ -629,7 +629,7 @@ def believe(
         )
     return lines
 
-# %% ../../nbs/experiment/62_report.ipynb #9152c727
+# %% ../../nbs/experiment/62_report.ipynb #870b0985
 BOXES = {"yes": "What can be believed", "no": "What can not", "open": "What this run leaves open"}
 
 
@@ -659,7 +659,7 @@ def at_a_glance(
     "The boxes at the top of a report."
     return Glance(believe(tables))
 
-# %% ../../nbs/experiment/62_report.ipynb #6cf766e2
+# %% ../../nbs/experiment/62_report.ipynb #3672fd03
 REFERENCES = {
     "pseudobulk": "Squair JW, Gautier M, Kathe C, et al. (2021) Confronting false discoveries in single-cell differential expression. Nature Communications 12:5692.",
     "scanpy": "Wolf FA, Angerer P, Theis FJ (2018) SCANPY: large-scale single-cell gene expression data analysis. Genome Biology 19:15.",
@@ -673,7 +673,7 @@ REFERENCES = {
     "nogueira": "Nogueira S, Sechidis K, Brown G (2018) On the stability of feature selection algorithms. Journal of Machine Learning Research 18(174):1-54.",
 }
 
-# %% ../../nbs/experiment/62_report.ipynb #fbf45e24
+# %% ../../nbs/experiment/62_report.ipynb #28579535
 REFERENCES |= {
     "paired_de": "Smyth GK (2004) Linear models and empirical Bayes methods for assessing differential expression in microarray experiments. Statistical Applications in Genetics and Molecular Biology 3:3.",
     "gradients": "Sundararajan M, Taly A, Yan Q (2017) Axiomatic attribution for deep networks. 34th International Conference on Machine Learning, PMLR 70:3319-3328.",
@@ -695,7 +695,7 @@ NETWORK_NAMES = {
     "scbmlp": "a bilinear MLP",
 }
 
-# %% ../../nbs/experiment/62_report.ipynb #bb0cf0f4
+# %% ../../nbs/experiment/62_report.ipynb #7ceddcbe
 def _asked(run):  # (tasks, networks, inputs) of a manifest
     p = run["params"]
     return (
@@ -721,7 +721,7 @@ def _data_words(run, tables):  # what was read, and how it was prepared
         f"(leave-one-patient-out up to 12 patients, five folds above). Where a cohort has more than {run['params']['n_genes']:,} genes, each fit chose that many variable genes from its training patients."
     )
 
-# %% ../../nbs/experiment/62_report.ipynb #7d7c7161
+# %% ../../nbs/experiment/62_report.ipynb #ac896d55
 def _state_words(run):  # the state task
     _, networks, _ = _asked(run)
     asked = [m for m in run["params"]["models"] if m not in FLOORS]
@@ -775,7 +775,7 @@ def _order_words(run):  # forecast and impute
         + ". Whether what other genes add belongs to the patient was tested by exchanging it among patients."
     )
 
-# %% ../../nbs/experiment/62_report.ipynb #75c89a37
+# %% ../../nbs/experiment/62_report.ipynb #f34a6a74
 def references(
     run,  # the manifest, from read_run
 ) -> list:  # strings, in alphabetical order
@@ -821,7 +821,7 @@ def methods(
     ]
     return "\n\n".join([*text, "\n".join(["References", *references(run)])])
 
-# %% ../../nbs/experiment/62_report.ipynb #2dc12804
+# %% ../../nbs/experiment/62_report.ipynb #7e5f9640
 def _word(name):  # a name of the user's as markdown text
     return re.sub(r"([^\w\s])", r"\\\1", " ".join(str(name).split()))
 
@@ -849,7 +849,7 @@ def as_cells(
     t = libraries[(libraries[LINEAGE] != ALL) == lineages]
     return t.loc[t.index.repeat(t["cells"])].reset_index(drop=True)
 
-# %% ../../nbs/experiment/62_report.ipynb #8fdcce8d
+# %% ../../nbs/experiment/62_report.ipynb #d0eaf79a
 START = "\n".join(
     [
         "%matplotlib inline",
@@ -882,7 +882,7 @@ def _opening(run, tables):  # title, boxes
         ),
     ]
 
-# %% ../../nbs/experiment/62_report.ipynb #c7e49050
+# %% ../../nbs/experiment/62_report.ipynb #9f452a95
 def _cohort_cells(run, tables, folder):  # patients, visits, lineages
     notes = [
         l.removeprefix("note: ")
@@ -927,7 +927,7 @@ def _cohort_cells(run, tables, folder):  # patients, visits, lineages
         else []
     )
 
-# %% ../../nbs/experiment/62_report.ipynb #ecea59ce
+# %% ../../nbs/experiment/62_report.ipynb #f20fd7f7
 class Plain(str):
     "A sentence that a notebook shows as text."
 
@@ -962,7 +962,7 @@ def cohort_words(
         )
     )
 
-# %% ../../nbs/experiment/62_report.ipynb #a1baa2c8
+# %% ../../nbs/experiment/62_report.ipynb #36bf948d
 def lineage_table(
     libraries,  # `libraries.csv`
 ) -> pd.DataFrame:  # lineage; cells, and libraries that have it, per timepoint
@@ -993,7 +993,7 @@ def depth_table(
         out["mitochondrial"] = [f"{v:.1%}" for v in t["mitochondrial"].median()]
     return out
 
-# %% ../../nbs/experiment/62_report.ipynb #89addc78
+# %% ../../nbs/experiment/62_report.ipynb #a17590a4
 def _quality_cells(run, tables, folder):  # depth, composition, and what they explain
     cells = [
         _text(
@@ -1054,7 +1054,7 @@ def quality_table(
         .rename_axis(None, axis=1)
     )
 
-# %% ../../nbs/experiment/62_report.ipynb #9201a4b5
+# %% ../../nbs/experiment/62_report.ipynb #8680d3ed
 def libraries_only(
     libraries,  # `libraries.csv`
 ) -> pd.DataFrame:  # a row a library
@@ -1073,7 +1073,7 @@ def verdict_table(
         ]
     ).set_index(["contrast", "model"])[["verdict", "text"]]
 
-# %% ../../nbs/experiment/62_report.ipynb #b640e307
+# %% ../../nbs/experiment/62_report.ipynb #d128a68f
 def _accuracy_cells(run, tables):  # the evaluation against baselines
     e = tables["evaluation"][tables["evaluation"]["task"] == "state"]
     if e.empty:
@@ -1116,7 +1116,7 @@ def _accuracy_cells(run, tables):  # the evaluation against baselines
             )
     return cells
 
-# %% ../../nbs/experiment/62_report.ipynb #c1abbded
+# %% ../../nbs/experiment/62_report.ipynb #ab120530
 def _ranking_cells(run, tables, folder):  # verdicts, and each contrast's rankings
     r = tables["ranking"]
     cells = [
@@ -1169,7 +1169,7 @@ def _ranking_cells(run, tables, folder):  # verdicts, and each contrast's rankin
                 )
     return cells
 
-# %% ../../nbs/experiment/62_report.ipynb #343559d1
+# %% ../../nbs/experiment/62_report.ipynb #7225db8c
 def _course_cells(tables):  # top genes over time
     r = tables["ranking"]
     first = r["contrast"].iloc[0]
@@ -1213,7 +1213,7 @@ def changes_of(
         c["gene"].unique()
     )
 
-# %% ../../nbs/experiment/62_report.ipynb #dd94b54d
+# %% ../../nbs/experiment/62_report.ipynb #927f71c0
 def _agreement_cells(tables, folder):  # concordance of models
     r = tables["ranking"]
     many = [c for c, d in r.groupby("contrast", sort=False) if d["model"].nunique() > 1]
@@ -1269,7 +1269,7 @@ def _module_cells(folder):  # modules of a run of `longaml modules` inside this 
         for p in sorted((inside / "figures").glob("modules-*.png"))[:4]
     ]
 
-# %% ../../nbs/experiment/62_report.ipynb #b367d107
+# %% ../../nbs/experiment/62_report.ipynb #7cb48c3e
 def skill_table(
     evaluation,  # `evaluation.csv`
     task,  # "forecast" or "impute"
@@ -1294,7 +1294,7 @@ def skill_table(
         ]
     )
 
-# %% ../../nbs/experiment/62_report.ipynb #a77747c2
+# %% ../../nbs/experiment/62_report.ipynb #1d68b20d
 def earlier_table(
     earlier,  # `earlier_genes.csv`
     *,
@@ -1311,7 +1311,7 @@ def earlier_table(
     )
     return out.assign(gene=out["gene"].where(~flat[top.index], "– (all scores are equal)"))
 
-# %% ../../nbs/experiment/62_report.ipynb #08e2a04e
+# %% ../../nbs/experiment/62_report.ipynb #019b98ba
 def _forecast_cells(run, tables, folder):  # tasks that have an order
     e = tables["evaluation"]
     asked = e[(e["task"] != "state") & (e["metric"] == "skill")][
@@ -1377,7 +1377,7 @@ def _forecast_cells(run, tables, folder):  # tasks that have an order
         ]
     return cells
 
-# %% ../../nbs/experiment/62_report.ipynb #dd46004b
+# %% ../../nbs/experiment/62_report.ipynb #1ed63490
 def report_cells(
     folder,  # a finished run directory
 ) -> list:  # (kind, source, metadata)
@@ -1402,7 +1402,7 @@ def report_cells(
         cells += _forecast_cells(run, tables, folder)
     return [*cells, _text("## Methods, to paste"), _code("print(rp.methods(run, tables))")]
 
-# %% ../../nbs/experiment/62_report.ipynb #2a8c7922
+# %% ../../nbs/experiment/62_report.ipynb #16b126c9
 def _notebook(cells):  # (kind, source, metadata) -> a notebook whose bytes depend on nothing else
     from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -1458,7 +1458,7 @@ def _executed(nb, folder, timeout):  # the notebook with its outputs
             c.outputs = [o for o in c.outputs if o.get("name") != "stderr"]
     return nb
 
-# %% ../../nbs/experiment/62_report.ipynb #183bd0f7
+# %% ../../nbs/experiment/62_report.ipynb #b151f2a3
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--paper:#fff;--line:#d8dee4;--card:#f6f8fa;--link:#0b5cad;--yes:#0a7d4b;--no:#b4461c;--open:#5a4fa0}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e9ec;--soft:#a3adb8;--paper:#14181d;--line:#343c45;--card:#1d232a;--link:#7cb7ff;--yes:#4cc38a;--no:#f0966b;--open:#b4a8f5}}
@@ -1478,7 +1478,7 @@ pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--card);border:1p
 details.code{margin:-.6rem 0 .6rem;font-size:.75rem;color:var(--soft)}details.code>summary{padding:.2rem 0;width:fit-content;margin-left:auto}details.fold{border:1px solid var(--line);border-radius:.4rem;padding:.2rem 1rem;margin:1rem 0}summary{cursor:pointer;padding:.45rem 0}details.fold>summary{font-weight:600}
 """
 
-# %% ../../nbs/experiment/62_report.ipynb #52ab227b
+# %% ../../nbs/experiment/62_report.ipynb #9354f4c6
 PRINT = """
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--paper:#fff;--line:#bbb;--card:#fff;--link:#000;--yes:#0a7d4b;--no:#b4461c;--open:#5a4fa0}@page{margin:15mm}
 body{max-width:none;padding:0;font-size:10pt}nav,details.code{display:none}details.fold{border:0;padding:0}details.fold::details-content{content-visibility:visible;display:block;height:auto;block-size:auto;overflow:visible}
@@ -1526,7 +1526,7 @@ def _output_html(output, alt):  # one output of a cell
         return _table_html(data["text/html"])
     return f"<pre>{html.escape(data.get('text/plain', ''))}</pre>"
 
-# %% ../../nbs/experiment/62_report.ipynb #784d87fd
+# %% ../../nbs/experiment/62_report.ipynb #e6157306
 def _cell_html(cell):  # one cell: prose, or outputs above its folded code
     from nbconvert.filters import markdown2html
 
@@ -1565,7 +1565,7 @@ def page(
         f"<title>{title}</title><style>{STYLE}{PRINT}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
     )
 
-# %% ../../nbs/experiment/62_report.ipynb #83c91ba0
+# %% ../../nbs/experiment/62_report.ipynb #f6734f62
 def check_run(
     out,  # a folder
 ) -> Path:  # `out`
@@ -1605,7 +1605,7 @@ def check_run(
         )
     return out
 
-# %% ../../nbs/experiment/62_report.ipynb #fa548fb4
+# %% ../../nbs/experiment/62_report.ipynb #56306e05
 def write_report(
     out,  # a finished run directory of `longaml run`
     *,
@@ -1631,7 +1631,7 @@ def write_report(
         part.write_text(page(nb), encoding="utf-8")
     return out / "report.ipynb", out / "report.html"
 
-# %% ../../nbs/experiment/62_report.ipynb #4bd7b7d6
+# %% ../../nbs/experiment/62_report.ipynb #c4667a86
 def report_or_say(
     out,  # a finished run directory
 ) -> str:  # one line

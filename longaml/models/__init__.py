@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['NAMES']
 
-# %% ../../nbs/models/index.ipynb #91098775
+# %% ../../nbs/models/index.ipynb #bda30540
 from .. import attach_names
 
-# %% ../../nbs/models/index.ipynb #ca267e59
+# %% ../../nbs/models/index.ipynb #427feb0e
 NAMES = {
+    "contract": "ModelSpec spec specs",
+    "own_models": "resolve",
     "training": ("Training Fitted fit fit_many register build save load annotate_libraries"),
     "baselines": "Majority PatientLineage Logistic SelectGenes",
     "classical": "BayesianRidge FactorModel bayesian_ridge",

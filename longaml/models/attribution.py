@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'RANKING', 'set_answer', 'integrated_gradients', 'knockout', 'read_gmt', 'group_masks', 'fold_jobs',
            'held_out_fits', 'held_out_mean', 'contributions', 'network_scorer', 'score_fits', 'rank_genes']
 
-# %% ../../nbs/models/49_attribution.ipynb #4e8a0dd3
+# %% ../../nbs/models/49_attribution.ipynb #09764456
 import gzip
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..pp.preprocessing import patient_folds
 from ..tl.permutation import design_of, patient_mean, studentise
 from ..tl.ranking import Ranked, rank_scorer
 
-# %% ../../nbs/models/49_attribution.ipynb #9363928c
+# %% ../../nbs/models/49_attribution.ipynb #3e9e5ed0
 def set_answer(
     logits,  # (n, T, K)
     y,  # (n, T) class of each bag; -1 where missing
@@ -31,7 +31,7 @@ def set_answer(
     own = logits.gather(-1, y.clamp(min=0)[..., None])[..., 0] - logits.mean(-1)
     return (own * keep).sum(-1) / keep.sum(-1).clamp(min=1)
 
-# %% ../../nbs/models/49_attribution.ipynb #7d098a4e
+# %% ../../nbs/models/49_attribution.ipynb #7a2147bf
 def integrated_gradients(
     model,  # nn.Module with forward(x, mask) -> logits (n, T, K)
     x,  # (n, T, G) centred input; the baseline is zero
@@ -52,7 +52,7 @@ def integrated_gradients(
     (gradient,) = torch.autograd.grad(answer.sum(), path)
     return x * torch.einsum("s,sntg->ntg", weights / 2, gradient.unflatten(0, (steps, -1)))
 
-# %% ../../nbs/models/49_attribution.ipynb #b3d5101a
+# %% ../../nbs/models/49_attribution.ipynb #b270e634
 class _Given:
     "While open, every GeneProjection of a model returns the output it is given."
 
@@ -73,7 +73,7 @@ class _Given:
 def _projections(model):
     return [m for m in model.modules() if isinstance(m, GeneProjection)]
 
-# %% ../../nbs/models/49_attribution.ipynb #8032133b
+# %% ../../nbs/models/49_attribution.ipynb #c1ba7a3e
 def knockout(
     model,  # nn.Module whose genes enter through GeneProjection only
     x,  # (n, T, G) centred input
@@ -116,7 +116,7 @@ def knockout(
             )
     return torch.cat(out, 1)
 
-# %% ../../nbs/models/49_attribution.ipynb #b96010e5
+# %% ../../nbs/models/49_attribution.ipynb #1551f246
 def read_gmt(
     path,  # a .gmt or .gmt.gz file
 ) -> dict:  # name -> list of genes
@@ -140,7 +140,7 @@ def read_gmt(
         raise ValueError(f"{Path(path).name} holds no gene sets")
     return out
 
-# %% ../../nbs/models/49_attribution.ipynb #b598beb4
+# %% ../../nbs/models/49_attribution.ipynb #6164da52
 def group_masks(
     groups,  # name -> genes
     genes,  # genes of the data
@@ -157,7 +157,7 @@ def group_masks(
         )
     return names, torch.as_tensor(np.stack([masks[k] for k in names]))
 
-# %% ../../nbs/models/49_attribution.ipynb #da63a4da
+# %% ../../nbs/models/49_attribution.ipynb #2ad56fca
 def fold_jobs(
     sets,  # Sequences
     folds,  # held-out patients of each fold
@@ -182,7 +182,7 @@ def fold_jobs(
             )
     return out
 
-# %% ../../nbs/models/49_attribution.ipynb #60b06383
+# %% ../../nbs/models/49_attribution.ipynb #ebc3617e
 def _under(
     job, sets, assignment, choose
 ):  # a Job under an assignment of libraries; None where nobody is left to train it, or to be judged by it
@@ -208,7 +208,7 @@ def _labels(sets, assignment):  # (n, T) labels under an assignment; -1: not in 
         [[code.get(s, -1) for s in row] for row in sets.samples], dtype=np.int64
     ).reshape(sets.mask.shape)
 
-# %% ../../nbs/models/49_attribution.ipynb #3ac053e1
+# %% ../../nbs/models/49_attribution.ipynb #0fbcd9d6
 def held_out_fits(
     make,  # () -> nn.Module
     sets,  # Sequences
@@ -224,7 +224,7 @@ def held_out_fits(
     fits = iter(fit_many(make, sets, [u for us in under for u in us], how=how, desc=desc))
     return [[next(fits) for _ in us] for us in under]
 
-# %% ../../nbs/models/49_attribution.ipynb #98ef5206
+# %% ../../nbs/models/49_attribution.ipynb #623ec34f
 def held_out_mean(
     fits,  # list of Fitted
     sets,  # Sequences
@@ -247,7 +247,7 @@ def held_out_mean(
     with np.errstate(invalid="ignore"):
         return total / np.where(count > 0, count, np.nan).reshape(-1, *[1] * (total.ndim - 1))
 
-# %% ../../nbs/models/49_attribution.ipynb #8fa5cdbf
+# %% ../../nbs/models/49_attribution.ipynb #3e257f79
 METHODS = ("gradients", "knockout")
 
 
@@ -284,7 +284,7 @@ def contributions(
     out[:, at] = own.cpu().numpy()
     return out
 
-# %% ../../nbs/models/49_attribution.ipynb #d679a9e6
+# %% ../../nbs/models/49_attribution.ipynb #cac80dce
 def network_scorer(
     make,  # () -> nn.Module
     sets,  # Sequences of a contrast
@@ -315,7 +315,7 @@ def network_scorer(
 
     return score
 
-# %% ../../nbs/models/49_attribution.ipynb #2de6dcf4
+# %% ../../nbs/models/49_attribution.ipynb #4689f8bc
 def score_fits(
     fits,  # list of Fitted
     sets,  # Sequences of a contrast
@@ -330,7 +330,7 @@ def score_fits(
     seen = ~np.isnan(c[:, 0])
     return studentise(patient_mean(c[seen], sets.patients[seen]))
 
-# %% ../../nbs/models/49_attribution.ipynb #444ed5e2
+# %% ../../nbs/models/49_attribution.ipynb #f89ebe4c
 RANKING = Training(
     epochs=10, lr=0.3, weight_decay=0.09
 )  # every fit of a ranking and of its null runs as long: nothing is tuned inside a null
@@ -384,7 +384,7 @@ def rank_genes(
         **{"at_once": 5, **options},
     )
 
-# %% ../../nbs/models/49_attribution.ipynb #e90a1bee
+# %% ../../nbs/models/49_attribution.ipynb #a84d9a94
 def _untrained(
     model, sets, folds, seeds, seed, how
 ):  # () -> network, seed -> jobs, Training, name, no fits

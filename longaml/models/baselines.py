@@ -6,7 +6,7 @@
 __all__ = ['Majority', 'PatientLineage', 'observed_rows', 'Logistic', 'SelectGenes', 'held_out_proba', 'patient_accuracy',
            'patient_auroc']
 
-# %% ../../nbs/models/37_baselines.ipynb #5439224e
+# %% ../../nbs/models/37_baselines.ipynb #599851bd
 import numpy as np
 import pandas as pd
 from scipy import special
@@ -14,7 +14,7 @@ from scipy import special
 from ..core import check_choice, listing, progress
 from ..pp.preprocessing import patient_folds
 
-# %% ../../nbs/models/37_baselines.ipynb #7056b7b7
+# %% ../../nbs/models/37_baselines.ipynb #3233217f
 class Majority:
     "Predicts the training bags' class frequencies for every bag."
 
@@ -58,7 +58,7 @@ class PatientLineage:
             (p / p.sum(1, keepdims=True))[:, None], (*sets.mask.shape, self.n)
         ).copy()
 
-# %% ../../nbs/models/37_baselines.ipynb #19f1681b
+# %% ../../nbs/models/37_baselines.ipynb #62d0c81b
 def observed_rows(
     sets, x
 ):  # features, labels, patients and weights of the observed bags; each patient weighs the same
@@ -98,7 +98,7 @@ def _probabilities(logit):  # (..., 1 or K) logits -> (..., 2 or K) probabilitie
         logit = np.concatenate([-logit / 2, logit / 2], -1)
     return special.softmax(logit, -1)
 
-# %% ../../nbs/models/37_baselines.ipynb #4ddbca07
+# %% ../../nbs/models/37_baselines.ipynb #dd31ecf8
 class Logistic:
     "L2 logistic regression on centred bags; the penalty is tuned by patient inside the training patients."
 
@@ -164,7 +164,7 @@ class Logistic:
             / sets.mask.sum(1)[:, None]
         )
 
-# %% ../../nbs/models/37_baselines.ipynb #b8975fa5
+# %% ../../nbs/models/37_baselines.ipynb #34bddc66
 class SelectGenes:
     "A model on genes chosen from the training patients of each fit."
 
@@ -190,7 +190,7 @@ class SelectGenes:
         )
         return out
 
-# %% ../../nbs/models/37_baselines.ipynb #60d306d4
+# %% ../../nbs/models/37_baselines.ipynb #4bd9cbc9
 def held_out_proba(
     make,  # () -> an unfitted model
     sets,  # Sequences
@@ -224,7 +224,7 @@ def patient_accuracy(
     ).dropna()
     return rows.groupby(["patient", "y"])["hit"].mean().groupby("patient").mean()
 
-# %% ../../nbs/models/37_baselines.ipynb #019c5f94
+# %% ../../nbs/models/37_baselines.ipynb #9626eaf1
 def patient_auroc(
     sets,  # Sequences
     proba,  # (n, T, K) held-out probabilities

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BothWays', 'BiLSTMConfig', 'BiLSTM']
 
-# %% ../../nbs/models/43_bilstm.ipynb #7a154f04
+# %% ../../nbs/models/43_bilstm.ipynb #93873e08
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from .lstm import LSTMLayer, read_as_set
 from .training import GeneProjection, register
 
-# %% ../../nbs/models/43_bilstm.ipynb #7bcfe546
+# %% ../../nbs/models/43_bilstm.ipynb #23cbcb01
 class BothWays(nn.Module):
     "An LSTM layer forwards and one backwards, side by side (Schuster and Paliwal, 1997)."
 
@@ -31,7 +31,7 @@ class BothWays(nn.Module):
     ):  # (batch, time, inputs), (batch, time) -> (batch, time, 2 width)
         return torch.cat([self.forwards(x, mask), self.backwards(x, mask, reverse=True)], -1)
 
-# %% ../../nbs/models/43_bilstm.ipynb #affa8ca2
+# %% ../../nbs/models/43_bilstm.ipynb #938a00da
 @dataclass
 class BiLSTMConfig:
     "The shape of a bidirectional LSTM over visits."
@@ -51,7 +51,7 @@ class BiLSTMConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
-# %% ../../nbs/models/43_bilstm.ipynb #2540419a
+# %% ../../nbs/models/43_bilstm.ipynb #9c2ee40e
 @register("bilstm", BiLSTMConfig)
 class BiLSTM(nn.Module):
     "A bidirectional LSTM over the visits of a patient; without time embedding they are an unordered set."

@@ -7,7 +7,7 @@ __all__ = ['CELLTYPE_TRAINING', 'UNKNOWN', 'CellTypeConfig', 'CellTypeTransforme
            'CellTypeClassifier', 'celltype_tokens', 'celltype_proba', 'annotate', 'token_contributions',
            'class_gene_scores', 'celltype_genes']
 
-# %% ../../nbs/models/46_celltype.ipynb #a2655299
+# %% ../../nbs/models/46_celltype.ipynb #18753340
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -48,7 +48,7 @@ from longaml.pp.tokens import (
 )
 from ..tl.permutation import p_values, patient_mean, q_values, studentise
 
-# %% ../../nbs/models/46_celltype.ipynb #92d62cbc
+# %% ../../nbs/models/46_celltype.ipynb #ae8dd77f
 @dataclass
 class CellTypeConfig:
     "The shape of a rank-token Transformer."
@@ -79,7 +79,7 @@ class CellTypeConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
-# %% ../../nbs/models/46_celltype.ipynb #50230f95
+# %% ../../nbs/models/46_celltype.ipynb #ae5046be
 @register("celltype", CellTypeConfig)
 class CellTypeTransformer(nn.Module):
     "Gene tokens of a cell, attention between them, and an answer from <CLS>."
@@ -158,7 +158,7 @@ class CellTypeTransformer(nn.Module):
         mask, genes, rest, linear = self.embed(tokens)
         return self.read(genes + rest, mask, linear)
 
-# %% ../../nbs/models/46_celltype.ipynb #0b1784d0
+# %% ../../nbs/models/46_celltype.ipynb #cfbea9d3
 def _begin(net, c):  # initial weights
     for part in (
         net.genes,
@@ -201,7 +201,7 @@ def linear_words(
         else (torch.cat([words, words + c.n_genes + 4], 1), torch.cat([value, value * segment], 1))
     )
 
-# %% ../../nbs/models/46_celltype.ipynb #3baad37c
+# %% ../../nbs/models/46_celltype.ipynb #65968f36
 def _start(
     net, batch, weight, most=20_000, c=30.0
 ):  # the linear reading as logistic regression over at most `most` training rows
@@ -243,13 +243,13 @@ def _linear_features(net, tokens):  # CSR (rows, words of the linear reading)
         shape=(len(value), net.linear.num_embeddings),
     )
 
-# %% ../../nbs/models/46_celltype.ipynb #3b16d295
+# %% ../../nbs/models/46_celltype.ipynb #3e8ee862
 def _hidden(tokens, share):  # the same rows with a share of their gene tokens padded out
     words, _ = _parts(tokens)
     keep = (words <= MASK) | (torch.rand(words.shape, device=words.device) >= share)
     return tokens * (keep if tokens.ndim == 2 else keep[:, None])
 
-# %% ../../nbs/models/46_celltype.ipynb #7e45b1c9
+# %% ../../nbs/models/46_celltype.ipynb #3066acc1
 CELLTYPE_TRAINING = Training(
     epochs=30, patience=5, lr=0.001, weight_decay=0.05, eps=1e-8, batch_size=32, device="auto"
 )
@@ -280,7 +280,7 @@ def temperature(
         np.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x)
     )
 
-# %% ../../nbs/models/46_celltype.ipynb #cd5495fb
+# %% ../../nbs/models/46_celltype.ipynb #6e300ae2
 @dataclass
 class CellTypeClassifier:
     "Learn an obs column from expression with a rank-token Transformer."
@@ -357,7 +357,7 @@ class CellTypeClassifier:
     def predict(self, adata, **given):
         return self.predict_proba(adata, **given).idxmax(axis=1)  # cells -> the most probable class
 
-# %% ../../nbs/models/46_celltype.ipynb #3db2cb3c
+# %% ../../nbs/models/46_celltype.ipynb #87e85bb2
 def _config(model, data):  # CellTypeConfig of a classifier for some data
     return CellTypeConfig(
         len(data.vocab.genes),
@@ -375,7 +375,7 @@ def _config(model, data):  # CellTypeConfig of a classifier for some data
         start=model.start,
     )
 
-# %% ../../nbs/models/46_celltype.ipynb #45503452
+# %% ../../nbs/models/46_celltype.ipynb #8ab2e211
 def _used_cells(
     adata, label_key, groups, before, train, valid, seed
 ):  # labelled cells of the groups that train or stop: nothing is fitted on others
@@ -398,7 +398,7 @@ def _used_cells(
     )
     return adata[used], who[used].astype(str), None if before is None else before.take(used)
 
-# %% ../../nbs/models/46_celltype.ipynb #8c529d4b
+# %% ../../nbs/models/46_celltype.ipynb #c605c3fe
 def _training_tokens(
     model, adata, groups, before, label_key, classes, layer, folder, blocks
 ):  # TokenData of the used cells
@@ -430,7 +430,7 @@ def _training_tokens(
     )
     return replace(data, tokens=data.tokens[..., :longest])
 
-# %% ../../nbs/models/46_celltype.ipynb #9ac41695
+# %% ../../nbs/models/46_celltype.ipynb #b78ed7fc
 def _held_out_temperature(
     fitted, data
 ):  # from the groups that stopped the fit; 1 where there are none
@@ -456,7 +456,7 @@ def _trained(model):  # the Fitted of a classifier, of a file, or itself
         )
     return fitted
 
-# %% ../../nbs/models/46_celltype.ipynb #2b5ee399
+# %% ../../nbs/models/46_celltype.ipynb #2204f2db
 def celltype_tokens(
     model,  # trained CellTypeClassifier, Fitted, or path
     adata,  # AnnData: counts, or log1p values
@@ -480,7 +480,7 @@ def celltype_tokens(
         layer=layer,
     )
 
-# %% ../../nbs/models/46_celltype.ipynb #51729c89
+# %% ../../nbs/models/46_celltype.ipynb #510e5a0e
 def _log_prior(prior, classes, frequencies):  # (classes,) what is added to the logits
     if isinstance(prior, str):
         share = (
@@ -502,7 +502,7 @@ def _log_prior(prior, classes, frequencies):  # (classes,) what is added to the 
         share = given.reindex(classes).to_numpy()
     return np.log(np.maximum(share / share.sum(), 1e-12))
 
-# %% ../../nbs/models/46_celltype.ipynb #a83fe7f6
+# %% ../../nbs/models/46_celltype.ipynb #9b547149
 def celltype_proba(
     model,  # trained CellTypeClassifier, Fitted, or path
     adata,  # AnnData: counts, or log1p values
@@ -524,7 +524,7 @@ def celltype_proba(
         columns=fitted.timepoints,
     )
 
-# %% ../../nbs/models/46_celltype.ipynb #fa713615
+# %% ../../nbs/models/46_celltype.ipynb #c5c82405
 UNKNOWN = "unknown"
 
 
@@ -548,7 +548,7 @@ def annotate(
     out.obs["celltype_probability"] = best
     return out
 
-# %% ../../nbs/models/46_celltype.ipynb #54def8ef
+# %% ../../nbs/models/46_celltype.ipynb #fa1f61c6
 def token_contributions(
     model,  # trained CellTypeClassifier, Fitted, or path
     data,  # TokenData in the model's words, such as from celltype_tokens
@@ -574,13 +574,13 @@ def token_contributions(
         for parts in (out, words)
     )
 
-# %% ../../nbs/models/46_celltype.ipynb #04f28cab
+# %% ../../nbs/models/46_celltype.ipynb #e155f7c3
 def _place(name, classes):  # of a class, or an error
     if str(name) not in classes:
         raise ValueError(f"{name!r} is not a class of this model; it has {listing(classes, 20)}")
     return list(classes).index(str(name))
 
-# %% ../../nbs/models/46_celltype.ipynb #086838fd
+# %% ../../nbs/models/46_celltype.ipynb #3eb643fa
 def _path(net, tokens, k, steps):  # (batch, L): midpoint rule from average words to the words
     mask, genes, rest, linear = net.embed(tokens)
     words, _ = _parts(tokens)
@@ -606,7 +606,7 @@ def _average_linear(net, tokens):  # the linear terms of average words in the pl
     halves = net.linear.weight.unflatten(0, (1 + net.config.previous, -1))[:, MASK + 1 :].mean(1)
     return value[..., None] * halves.repeat_interleave(tokens.shape[-1], 0)
 
-# %% ../../nbs/models/46_celltype.ipynb #14e55f3c
+# %% ../../nbs/models/46_celltype.ipynb #e769e0be
 def class_gene_scores(
     model,  # trained CellTypeClassifier, Fitted, or path
     adata,  # held-out cells
@@ -638,7 +638,7 @@ def class_gene_scores(
         out[name] = studentise(patient_mean(of, groups[rows]))
     return pd.DataFrame.from_dict(out, orient="index", columns=fitted.genes)
 
-# %% ../../nbs/models/46_celltype.ipynb #6273be06
+# %% ../../nbs/models/46_celltype.ipynb #24b15bea
 def celltype_genes(
     model,  # a CellTypeClassifier, trained or not: its settings are used
     train,  # AnnData that it learns from
@@ -687,7 +687,7 @@ def celltype_genes(
         ignore_index=True,
     )
 
-# %% ../../nbs/models/46_celltype.ipynb #4a2c3046
+# %% ../../nbs/models/46_celltype.ipynb #e5aa492d
 def _permuted(adata, label_key, groups, rng):  # the same cells with labels permuted within groups
     out, y = adata.copy(), adata.obs[label_key].astype(str).to_numpy().copy()
     for rows in pd.Series(np.arange(len(y))).groupby(groups).indices.values():

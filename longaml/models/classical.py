@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Posterior', 'bayesian_ridge', 'BayesianRidge', 'coefficient_table', 'FactorModel']
 
-# %% ../../nbs/models/38_classical.ipynb #b6cada41
+# %% ../../nbs/models/38_classical.ipynb #e2d6f1d5
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -18,7 +18,7 @@ from ..core import listing
 from .baselines import Logistic, observed_rows
 from ..tl.factors import gene_spread, nmf_fit, unit_rows
 
-# %% ../../nbs/models/38_classical.ipynb #41980317
+# %% ../../nbs/models/38_classical.ipynb #e0e7bf50
 @dataclass
 class Posterior:
     "Posterior of the weights of a ridge regression: Gaussian, with its two precisions from the evidence, or their ratio given."
@@ -44,7 +44,7 @@ class Posterior:
             + np.maximum((x**2).sum(-1) - (x @ self.axes.T) ** 2 @ self.share, 0) / self.lam
         )
 
-# %% ../../nbs/models/38_classical.ipynb #9659d257
+# %% ../../nbs/models/38_classical.ipynb #fe77734e
 def bayesian_ridge(
     x,  # (rows, features), centred if there should be an intercept
     y,  # (rows,) or (rows, outputs)
@@ -80,7 +80,7 @@ def bayesian_ridge(
         float(y.shape[1] * share.sum()),
     )
 
-# %% ../../nbs/models/38_classical.ipynb #daa0c8c7
+# %% ../../nbs/models/38_classical.ipynb #9dfb0dc7
 def _precisions(
     values, target, total, n, ratio, steps, tol, flat=2e-6
 ):  # alpha, lambda; from the evidence, or with their ratio given
@@ -100,7 +100,7 @@ def _precisions(
             break
     return float(alpha), float(alpha * ratio if ratio is not None else lam)
 
-# %% ../../nbs/models/38_classical.ipynb #1eabab0d
+# %% ../../nbs/models/38_classical.ipynb #3d1db9b5
 def _corners(k):  # (k, k - 1) corners of a regular simplex at distance 1 from its centre
     h = linalg.helmert(k).T
     return (
@@ -168,7 +168,7 @@ class BayesianRidge:
             / sets.mask.sum(1)[:, None]
         )
 
-# %% ../../nbs/models/38_classical.ipynb #32bb0673
+# %% ../../nbs/models/38_classical.ipynb #d63b83cb
 def coefficient_table(
     model,  # a fitted BayesianRidge of two timepoints
 ) -> pd.DataFrame:  # gene, coefficient, sd, z, positive; largest |z| first
@@ -197,7 +197,7 @@ def coefficient_table(
         .reset_index(drop=True)
     )
 
-# %% ../../nbs/models/38_classical.ipynb #c245415d
+# %% ../../nbs/models/38_classical.ipynb #cfc739f5
 def _rises(
     sets,
 ):  # (rows, genes) positive parts of libraries' mean deviations, per patient and lineage

@@ -7,7 +7,7 @@ __all__ = ['TASKS', 'FORECASTING', 'FORECASTERS', 'Forecasts', 'forecasts', 'row
            'Ridge', 'change_loss', 'Network', 'forecaster', 'forecast_folds', 'held_out_changes', 'patient_changes',
            'forecast_table', 'cross_gene_test']
 
-# %% ../../nbs/models/39_forecasters.ipynb #10bca8b3
+# %% ../../nbs/models/39_forecasters.ipynb #fce77aec
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -20,7 +20,7 @@ from .training import Job, Training, build, fit_many
 from ..pp.preprocessing import patient_folds, sequences
 from ..tl.permutation import patient_mean
 
-# %% ../../nbs/models/39_forecasters.ipynb #80c43225
+# %% ../../nbs/models/39_forecasters.ipynb #565bc01a
 TASKS = ("forecast", "impute")
 
 
@@ -60,7 +60,7 @@ class Forecasts:
     def of_patients(self, patients):
         return self.take(np.isin(self.patients, list(patients)))
 
-# %% ../../nbs/models/39_forecasters.ipynb #b8faab5f
+# %% ../../nbs/models/39_forecasters.ipynb #a65929a8
 def _own_level(s, at, task):  # (n, G) own earlier level, (n,) the visits it is of
     seen, order = s.mask.copy(), np.arange(s.mask.shape[1])
     seen[:, at] = False
@@ -87,7 +87,7 @@ def _where(bagged, task, lineages):  # the lineages asked about
         for k in ([lineages] if isinstance(lineages, str) else lineages)
     ]
 
-# %% ../../nbs/models/39_forecasters.ipynb #4c0d2278
+# %% ../../nbs/models/39_forecasters.ipynb #8f8b7d3d
 def forecasts(
     bagged,  # AnnData from bags or pseudobulk
     target,  # the timepoint asked for, such as "REL"
@@ -132,7 +132,7 @@ def forecasts(
         {**s.notes, "task": task, "target": target, "link": link},
     )
 
-# %% ../../nbs/models/39_forecasters.ipynb #df02ba59
+# %% ../../nbs/models/39_forecasters.ipynb #2dc68f7a
 def _transported(
     s, own, at
 ):  # (n, G) targets by entropic optimal transport within patient and lineage
@@ -149,7 +149,7 @@ def _transported(
         out[rows] = plan / plan.sum(1, keepdims=True) @ s.x[rows, at]
     return out
 
-# %% ../../nbs/models/39_forecasters.ipynb #914ff20c
+# %% ../../nbs/models/39_forecasters.ipynb #67cf6d13
 def row_weights(
     patients,  # (n,) patient of each row
 ) -> np.ndarray:  # (n,) weights that sum to 1, each patient the same
@@ -173,7 +173,7 @@ class _Means:  # weighted means of rows by key; unseen keys get the overall mean
 def _keys(f):
     return np.char.add(np.char.add(f.lineages.astype(str), " | "), f.origin.astype(str))
 
-# %% ../../nbs/models/39_forecasters.ipynb #5323c21d
+# %% ../../nbs/models/39_forecasters.ipynb #9d27e718
 class NoChange:
     "Nothing changes."
 
@@ -209,7 +209,7 @@ class OwnLevel(MeanShift):
     def predict(self, f):
         return super().predict(f) + self.slope * (f.own - self.level.of(_keys(f)))
 
-# %% ../../nbs/models/39_forecasters.ipynb #dd44115c
+# %% ../../nbs/models/39_forecasters.ipynb #d86c2db6
 def _centred(f, means):  # (n, T, G) inputs centred by lineage and timepoint
     out = np.zeros_like(f.x)
     for t, m in enumerate(means):
@@ -235,7 +235,7 @@ def _shrinkage(r, c, weight):  # how much of a correction to keep, between 0 and
 def _inner(patients, n, seed):
     return patient_folds(patients, n_folds=min(n, len(set(patients))), seed=seed)
 
-# %% ../../nbs/models/39_forecasters.ipynb #f053d601
+# %% ../../nbs/models/39_forecasters.ipynb #c46185f7
 class Ridge:
     "Own-level regression, and ridge regression of what it leaves on all genes of the earlier visits (Hoerl and Kennard, 1970)."
 
@@ -279,7 +279,7 @@ class Ridge:
     def predict(self, f):
         return self.own.predict(f) + self.cross(f)
 
-# %% ../../nbs/models/39_forecasters.ipynb #6dee9e90
+# %% ../../nbs/models/39_forecasters.ipynb #f234ea05
 @dataclass
 class _Task:  # what a network is trained on
     x: np.ndarray  # (n, T, G) centred; zero at the target
@@ -314,7 +314,7 @@ def change_loss(
     at = batch["at"][:, None, None].expand(-1, 1, values.shape[-1])
     return (values.gather(1, at)[:, 0] - batch["y"]).square().sum(-1)
 
-# %% ../../nbs/models/39_forecasters.ipynb #9e036df9
+# %% ../../nbs/models/39_forecasters.ipynb #b03e2adc
 FORECASTING = Training(
     epochs=40, lr=0.03, weight_decay=0.3, eps=0.1
 )  # chosen on realistic cohorts of seeds 11 and 12, as was the bolder step of the bidirectional LSTM
@@ -397,7 +397,7 @@ class Network:
     def predict(self, f):
         return self.own.predict(f) + self.cross(f)
 
-# %% ../../nbs/models/39_forecasters.ipynb #2cffbc7d
+# %% ../../nbs/models/39_forecasters.ipynb #6c2af7bf
 FORECASTERS = {
     "no_change": NoChange,
     "mean_shift": MeanShift,
@@ -418,7 +418,7 @@ def forecaster(
     net.how = replace(net.how, device=device)
     return net
 
-# %% ../../nbs/models/39_forecasters.ipynb #f6371806
+# %% ../../nbs/models/39_forecasters.ipynb #41733d58
 def forecast_folds(
     patients,  # patient of each row
     *,
@@ -454,7 +454,7 @@ def held_out_changes(
         out[rows] = model.fit(f.take(~rows), **more).predict(f.take(rows))
     return out
 
-# %% ../../nbs/models/39_forecasters.ipynb #3308517d
+# %% ../../nbs/models/39_forecasters.ipynb #30536178
 def patient_changes(
     f,  # Forecasts
     values,  # (n, G)
@@ -464,7 +464,7 @@ def patient_changes(
         patient_mean(values, f.patients), index=np.unique(f.patients), columns=f.genes
     )
 
-# %% ../../nbs/models/39_forecasters.ipynb #701790f0
+# %% ../../nbs/models/39_forecasters.ipynb #5b698031
 def forecast_table(
     observed,  # DataFrame patients x genes
     predicted,  # {model: DataFrame patients x genes}; own_level and mean_shift among them
@@ -510,7 +510,7 @@ def forecast_table(
         .reset_index(drop=True)
     )
 
-# %% ../../nbs/models/39_forecasters.ipynb #8d5aa57a
+# %% ../../nbs/models/39_forecasters.ipynb #51fa82e0
 def _one_lineage_each(f):  # (n,) bool: rows of the lineage that a patient has most bags of
     count = (
         pd.DataFrame({"p": f.patients, "l": f.lineages})
@@ -521,7 +521,7 @@ def _one_lineage_each(f):  # (n,) bool: rows of the lineage that a patient has m
     )
     return f.lineages == pd.Series(f.patients).map(count.set_index("p")["l"]).to_numpy()
 
-# %% ../../nbs/models/39_forecasters.ipynb #a58e041f
+# %% ../../nbs/models/39_forecasters.ipynb #1ff65f71
 def cross_gene_test(
     f,  # Forecasts
     own,  # (n, G) held-out predictions of own-level regression

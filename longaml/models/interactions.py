@@ -9,7 +9,7 @@ __all__ = ['QuadraticForm', 'direction', 'interactions', 'interaction', 'pair_bl
            'subspace_overlap', 'module_stability', 'correlation_modules', 'jaccard', 'enrichment', 'plot_spectrum',
            'plot_modules', 'plot_network', 'module_activity', 'plot_activity']
 
-# %% ../../nbs/models/48_interactions.ipynb #ea11cc49
+# %% ../../nbs/models/48_interactions.ipynb #418aeece
 import itertools
 from dataclasses import dataclass, replace
 
@@ -35,10 +35,10 @@ from longaml.core import (
 )
 from .scbmlp import SCBMLP_TRAINING, Rows, ScBMLP, ScBMLPConfig, cell_data, class_loss
 from .training import fit
-from ..pl.plotting import COLOURS, PALE, _axes, _dress, _heat
+from ..pl.style import COLOURS, PALE, axes_or_new, dress, heat
 from ..tl.permutation import p_values, q_values
 
-# %% ../../nbs/models/48_interactions.ipynb #93973900
+# %% ../../nbs/models/48_interactions.ipynb #cd977586
 @dataclass
 class QuadraticForm:
     "One output of a bilinear MLP: constant + linear @ z + z @ Q @ z, with Q = vectors @ diag(values) @ vectors.T."
@@ -71,7 +71,7 @@ class QuadraticForm:
         p = self.values**2 / max((self.values**2).sum(), 1e-300)
         return float(np.exp(-(p[p > 0] * np.log(p[p > 0])).sum()))
 
-# %% ../../nbs/models/48_interactions.ipynb #ac0cfbb1
+# %% ../../nbs/models/48_interactions.ipynb #f468c108
 def _parts(model):  # network, genes, names of outputs
     fitted = getattr(model, "fitted", model)
     net = getattr(fitted, "model", fitted)
@@ -125,7 +125,7 @@ def _weights(model, output):  # W, V (h, genes), p (h,), b_w, b_v (h,), constant
     c = 0.0 if net.out.bias is None else float(u @ net.out.bias.detach().cpu().double().numpy())
     return W, V, u @ P, b[:h], b[h:], c
 
-# %% ../../nbs/models/48_interactions.ipynb #5871eb0b
+# %% ../../nbs/models/48_interactions.ipynb #d3a49fbf
 def interactions(
     model,  # a trained bilinear MLP
     output,  # see direction
@@ -149,7 +149,7 @@ def interactions(
         direction(model, output)[1],
     )
 
-# %% ../../nbs/models/48_interactions.ipynb #fcb517e8
+# %% ../../nbs/models/48_interactions.ipynb #6f9df9ee
 def interaction(
     model,  # a trained bilinear MLP
     output,  # see direction
@@ -162,7 +162,7 @@ def interaction(
     a, b = (genes.index(check_choice(g, genes, "gene")) for g in (gene_a, gene_b))
     return float(p @ (W[:, a] * V[:, b] + W[:, b] * V[:, a]))
 
-# %% ../../nbs/models/48_interactions.ipynb #e28881dd
+# %% ../../nbs/models/48_interactions.ipynb #b1c74ee0
 def pair_blocks(
     model,  # a trained bilinear MLP
     output,  # see direction
@@ -175,7 +175,7 @@ def pair_blocks(
         at = slice(i, i + block)
         yield i, (W[:, at].T * p) @ V + (V[:, at].T * p) @ W
 
-# %% ../../nbs/models/48_interactions.ipynb #5b744670
+# %% ../../nbs/models/48_interactions.ipynb #daa246ab
 def top_pairs(
     model,  # a trained bilinear MLP
     output,  # see direction
@@ -202,7 +202,7 @@ def top_pairs(
         }
     )
 
-# %% ../../nbs/models/48_interactions.ipynb #a7d02ddd
+# %% ../../nbs/models/48_interactions.ipynb #87cb281f
 def modules(
     model,  # a trained bilinear MLP
     output,  # see direction
@@ -230,7 +230,7 @@ def modules(
         )
     return pd.concat(out, ignore_index=True)
 
-# %% ../../nbs/models/48_interactions.ipynb #6305cffc
+# %% ../../nbs/models/48_interactions.ipynb #79b1bbcc
 def write_modules(
     adata,  # AnnData; a new one is returned
     model,  # a trained bilinear MLP
@@ -255,7 +255,7 @@ def write_modules(
     out.uns[key] = {"eigenvalues": form.values, "share": form.share, "constant": form.constant}
     return out
 
-# %% ../../nbs/models/48_interactions.ipynb #8adafda8
+# %% ../../nbs/models/48_interactions.ipynb #0c46068e
 def standardised(
     model,  # a trained bilinear MLP
     data,  # CellData
@@ -290,7 +290,7 @@ def project(
     with torch.no_grad():
         return ((x * scale) @ B - (mean * scale) @ B).numpy()
 
-# %% ../../nbs/models/48_interactions.ipynb #023dd174
+# %% ../../nbs/models/48_interactions.ipynb #f569f8c9
 def accuracy_by_modules(
     model,  # a trained classifier
     data,  # CellData with its classes
@@ -307,7 +307,7 @@ def accuracy_by_modules(
         out[k] = float((said.argmax(1) == data.y).mean())
     return pd.DataFrame({"modules": list(out), "accuracy": list(out.values())})
 
-# %% ../../nbs/models/48_interactions.ipynb #2325e164
+# %% ../../nbs/models/48_interactions.ipynb #3094b780
 def permute_genes(
     x,  # (cells, genes) array
     strata,  # (cells,) stratum of each cell
@@ -330,7 +330,7 @@ def studentised_pairs(
     out = Q / np.outer(gene, gene)
     return out / np.median(np.abs(out[np.triu_indices(len(out), 1)]))
 
-# %% ../../nbs/models/48_interactions.ipynb #d31c2ef0
+# %% ../../nbs/models/48_interactions.ipynb #98657e2d
 def mean_interactions(
     data,  # CellData with up to 500 genes
     output,  # see direction
@@ -367,7 +367,7 @@ def mean_interactions(
         total = total + np.vstack([q for _, q in pair_blocks(fitted, output)]) / n_fits
     return total
 
-# %% ../../nbs/models/48_interactions.ipynb #8fb0dd9e
+# %% ../../nbs/models/48_interactions.ipynb #2b6fc287
 def pair_cells(
     adata,  # AnnData, log-normalised values in `X`, at most 500 genes
     label_key,  # obs column of classes
@@ -390,7 +390,7 @@ def pair_cells(
         [f"{a}|{b}" for a, b in zip(library, data.y)]
     )
 
-# %% ../../nbs/models/48_interactions.ipynb #a89a994c
+# %% ../../nbs/models/48_interactions.ipynb #67fdfe5e
 def pair_test(
     adata,  # AnnData, log-normalised values in `X`, at most 500 genes
     label_key,  # obs column of classes
@@ -440,7 +440,7 @@ def pair_test(
     )
     return table.iloc[np.argsort(-np.abs(score), kind="stable")].reset_index(drop=True)
 
-# %% ../../nbs/models/48_interactions.ipynb #d18d6416
+# %% ../../nbs/models/48_interactions.ipynb #d22faf37
 def product_test(
     data,  # CellData from pair_cells
     later,  # code of one class
@@ -477,7 +477,7 @@ def product_test(
     )
     return table.iloc[np.argsort(-np.abs(table["score"]), kind="stable")].reset_index(drop=True)
 
-# %% ../../nbs/models/48_interactions.ipynb #f1cd1254
+# %% ../../nbs/models/48_interactions.ipynb #c0fea979
 def pair_precision(
     pairs,  # table with gene_a, gene_b, and the score
     truth,  # gene -> partner, or a truth table with `kind` and `partner`
@@ -495,7 +495,7 @@ def pair_precision(
         )
     )
 
-# %% ../../nbs/models/48_interactions.ipynb #570c10c4
+# %% ../../nbs/models/48_interactions.ipynb #1749dd33
 @dataclass
 class Spectrum:
     "Eigenvalues of an output and those under permuted labels."
@@ -565,7 +565,7 @@ def eigenvalue_test(
         found,
     )
 
-# %% ../../nbs/models/48_interactions.ipynb #e3af206f
+# %% ../../nbs/models/48_interactions.ipynb #28821592
 def subspace_overlap(
     a,  # (genes, k) orthonormal
     b,  # (genes, k) orthonormal
@@ -574,7 +574,7 @@ def subspace_overlap(
     angles = scipy.linalg.subspace_angles(a, b)
     return float((np.cos(angles) ** 2).mean()), float(np.degrees(angles.max()))
 
-# %% ../../nbs/models/48_interactions.ipynb #a0669db0
+# %% ../../nbs/models/48_interactions.ipynb #971c944d
 def module_stability(
     data,  # CellData
     output,  # see direction
@@ -632,7 +632,7 @@ def module_stability(
         chance=k / data.x.shape[1]
     )
 
-# %% ../../nbs/models/48_interactions.ipynb #7822ce4f
+# %% ../../nbs/models/48_interactions.ipynb #53fbdede
 def correlation_modules(
     x,  # (cells, genes) values
     genes,  # names
@@ -668,7 +668,7 @@ def jaccard(
         index=leading.index,
     )
 
-# %% ../../nbs/models/48_interactions.ipynb #8ee8cf52
+# %% ../../nbs/models/48_interactions.ipynb #cf029a28
 def enrichment(
     table,  # from modules
     sets,  # name -> genes, such as la.models.attribution.read_gmt(file)
@@ -702,14 +702,18 @@ def enrichment(
         .reset_index(drop=True)
     )
 
-# %% ../../nbs/models/48_interactions.ipynb #5c903466
+# %% ../../nbs/models/48_interactions.ipynb #4cff56a3
 def plot_spectrum(
     spectrum,  # from eigenvalue_test
     *,
     ax=None,  # axes to draw into
 ):  # Axes
     "Eigenvalues by rank over the range that permuted labels reach; filled where q < 0.1."
-    ax, t, null = _axes(ax, 4.8, 3.2), spectrum.table, np.sort(np.abs(spectrum.null), 1)[:, ::-1]
+    ax, t, null = (
+        axes_or_new(ax, 4.8, 3.2),
+        spectrum.table,
+        np.sort(np.abs(spectrum.null), 1)[:, ::-1],
+    )
     rank = t["module"].to_numpy()
     ax.fill_between(
         rank, null.min(0), null.max(0), color=PALE, label=f"permuted labels ({len(null)} fits)"
@@ -736,14 +740,14 @@ def plot_spectrum(
         )
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, fontsize=8)
-    return _dress(
+    return dress(
         ax,
         f"{t['output'].iloc[0]}: {int((t['q_value'] < 0.1).sum())} of {len(t)} modules with q < 0.1",
         "module",
         "|eigenvalue|",
     )
 
-# %% ../../nbs/models/48_interactions.ipynb #6499a5b3
+# %% ../../nbs/models/48_interactions.ipynb #963b3f1f
 def plot_modules(
     model,  # a trained bilinear MLP
     output,  # see direction
@@ -762,14 +766,17 @@ def plot_modules(
         index=np.array(form.genes)[rows],
         columns=[f"{i + 1}\n{form.values[i]:+.2g}" for i in range(k)],
     )
-    ax, limit = _axes(ax, 2.2 + 0.55 * k, 1.2 + 0.17 * len(rows)), np.abs(frame.to_numpy()).max()
-    image = _heat(ax, frame, cmap="RdBu_r", norm=Normalize(-limit, limit), gap=0.4)
+    ax, limit = (
+        axes_or_new(ax, 2.2 + 0.55 * k, 1.2 + 0.17 * len(rows)),
+        np.abs(frame.to_numpy()).max(),
+    )
+    image = heat(ax, frame, cmap="RdBu_r", norm=Normalize(-limit, limit), gap=0.4)
     ax.figure.colorbar(image, ax=ax, label="weight", shrink=0.6)
     ax.set_title(form.output, fontsize=11, loc="left")
     ax.set_xlabel("module, eigenvalue")
     return ax
 
-# %% ../../nbs/models/48_interactions.ipynb #b34efeb8
+# %% ../../nbs/models/48_interactions.ipynb #a023432a
 def plot_network(
     pairs,  # table with gene_a, gene_b, interaction (and q_value), such as from top_pairs or pair_test
     *,
@@ -781,7 +788,7 @@ def plot_network(
     genes = list(dict.fromkeys(np.r_[pairs["gene_a"].to_numpy(), pairs["gene_b"].to_numpy()]))
     genes = _around(genes, pairs)
     angle = {g: 2 * np.pi * i / len(genes) for i, g in enumerate(genes)}
-    ax, size = _axes(ax, 5.2, 5.0), pairs["interaction"].abs().max()
+    ax, size = axes_or_new(ax, 5.2, 5.0), pairs["interaction"].abs().max()
     for r in pairs.itertuples():
         ends = np.array([[np.cos(angle[g]), np.sin(angle[g])] for g in (r.gene_a, r.gene_b)])
         t = np.linspace(0, 1, 30)[:, None]
@@ -812,7 +819,7 @@ def plot_network(
     )
     return ax
 
-# %% ../../nbs/models/48_interactions.ipynb #1a1cbe4a
+# %% ../../nbs/models/48_interactions.ipynb #4309216d
 def _around(genes, pairs):  # partners next to each other, as far as a walk along the pairs gets
     left, out = {g: [] for g in genes}, []
     for a, b in zip(pairs["gene_a"], pairs["gene_b"]):
@@ -830,7 +837,7 @@ def _around(genes, pairs):  # partners next to each other, as far as a walk alon
         walk(g)
     return out
 
-# %% ../../nbs/models/48_interactions.ipynb #ba614d6c
+# %% ../../nbs/models/48_interactions.ipynb #43567436
 def module_activity(
     model,  # a trained bilinear MLP
     data,  # CellData
@@ -845,7 +852,7 @@ def module_activity(
         columns=[f"module {i + 1}" for i in range(min(k, len(form.values)))],
     )
 
-# %% ../../nbs/models/48_interactions.ipynb #5491a256
+# %% ../../nbs/models/48_interactions.ipynb #dd0314c7
 def plot_activity(
     activity,  # from module_activity
     obs,  # table of the same cells
@@ -889,11 +896,11 @@ def plot_activity(
                     kind if j == 0 else None,
                 )
         ax.set_xticks(range(len(levels)), levels)
-        _dress(ax, module, by, "added to the output" if module == activity.columns[0] else "")
+        dress(ax, module, by, "added to the output" if module == activity.columns[0] else "")
     axes[0, -1].legend(frameon=False, fontsize=7.5, bbox_to_anchor=(1, 1), loc="upper left")
     return fig
 
-# %% ../../nbs/models/48_interactions.ipynb #78ed7663
+# %% ../../nbs/models/48_interactions.ipynb #8d1e2714
 def _activity_bar(
     ax, values, obs, rows, x, colour, patient, name
 ):  # one bar, its mean and its patients' means

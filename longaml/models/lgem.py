@@ -6,7 +6,7 @@
 __all__ = ['VARIANTS', 'KS', 'RIDGES', 'INTERCEPTS', 'gene_embedding', 'perturbation_embedding', 'perturbation_components',
            'solve_lgem', 'LGEMConfig', 'LGEM', 'ResponseData', 'response_loss', 'LinearResponse', 'choose_lgem']
 
-# %% ../../nbs/models/44_lgem.ipynb #67967313
+# %% ../../nbs/models/44_lgem.ipynb #be9e1da6
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from .responses import NoResponse, changes_of, check_members, perturbation_folds
 from .training import Training, fit, register
 from ..pp.perturbations import CONTROL, members_of
 
-# %% ../../nbs/models/44_lgem.ipynb #da72584e
+# %% ../../nbs/models/44_lgem.ipynb #9dacf48e
 def _scaled(M):
     return M / max(np.sqrt((M**2).sum(1).mean()), 1e-12)
 
@@ -55,7 +55,7 @@ def _given(table, names, what):  # rows of a given table in our order
         )
     return table.loc[names].astype(float)
 
-# %% ../../nbs/models/44_lgem.ipynb #7b744a60
+# %% ../../nbs/models/44_lgem.ipynb #6a86f948
 def perturbation_embedding(
     names,  # perturbations
     G,  # genes x L
@@ -77,7 +77,7 @@ def perturbation_components(
     U, s, _ = np.linalg.svd(Y - Y.mean(), full_matrices=False)
     return pd.DataFrame(_scaled(U[:, :k] * s[:k]), index=Y.index)
 
-# %% ../../nbs/models/44_lgem.ipynb #5efb0104
+# %% ../../nbs/models/44_lgem.ipynb #9271d673
 def solve_lgem(
     Y,  # (genes, perturbations) changes, row means taken away
     G,  # (genes, K)
@@ -101,7 +101,7 @@ def solve_lgem(
             f"without a penalty {G.shape[1]} numbers per gene and {P.shape[1]} per perturbation are not determined by {len(G)} genes and {len(P)} perturbations; use a positive ridge, or a smaller k"
         ) from None
 
-# %% ../../nbs/models/44_lgem.ipynb #87b148ca
+# %% ../../nbs/models/44_lgem.ipynb #a85dafe7
 @dataclass
 class LGEMConfig:
     "The shape of a linear gene expression model."
@@ -149,7 +149,7 @@ class LGEM(nn.Module):
         h = self.G @ self.W  # (genes, L)
         return p @ (nn.functional.gelu(h) if self.config.nonlinear else h).T + self.b
 
-# %% ../../nbs/models/44_lgem.ipynb #68d855db
+# %% ../../nbs/models/44_lgem.ipynb #371d4780
 @dataclass
 class ResponseData:
     "Perturbations as rows for `fit`."
@@ -178,7 +178,7 @@ def response_loss(
     keep = batch["measured"]
     return ((predicted - batch["y"]) ** 2 * keep).sum(-1) / keep.sum(-1).clamp(min=1)
 
-# %% ../../nbs/models/44_lgem.ipynb #990ec6db
+# %% ../../nbs/models/44_lgem.ipynb #e37ecfa5
 VARIANTS = {
     "fixed": {},
     "learnable": {"learn_genes": True},
@@ -186,7 +186,7 @@ VARIANTS = {
     "learnable_nonlinear": {"learn_genes": True, "nonlinear": True},
 }
 
-# %% ../../nbs/models/44_lgem.ipynb #93dd6294
+# %% ../../nbs/models/44_lgem.ipynb #7c28066c
 KS, RIDGES, INTERCEPTS = (2, 5, 10, 20), (0.01, 0.1, 1.0, 10.0, 100.0), ("all", "members")
 
 
@@ -249,7 +249,7 @@ class LinearResponse(NoResponse):
             return np.array([p not in self.perturbations.index for p in names], dtype=bool)
         return check_members(names, self.changes.columns, "mean")
 
-# %% ../../nbs/models/44_lgem.ipynb #88db3ee5
+# %% ../../nbs/models/44_lgem.ipynb #c834c97b
 @dataclass
 class _Part:  # what was learnt for single perturbations, or for combinations
     G: pd.DataFrame  # genes x K
@@ -277,7 +277,7 @@ def _centred(model, intercept, names):  # changes less their row means
         [_offset(model, intercept, len(members_of(p))) for p in names]
     )
 
-# %% ../../nbs/models/44_lgem.ipynb #6c5777b8
+# %% ../../nbs/models/44_lgem.ipynb #1230bc35
 def _learn(
     model, train, known, k, ridge, intercept
 ):  # a _Part, in closed form or trained from there
@@ -315,7 +315,7 @@ def _learn(
         fitted,
     )
 
-# %% ../../nbs/models/44_lgem.ipynb #067b8460
+# %% ../../nbs/models/44_lgem.ipynb #042b9d46
 def choose_lgem(
     train,  # pseudobulk of training perturbations
     model,  # a LinearResponse: its embeddings, and what it leaves open
@@ -357,7 +357,7 @@ def choose_lgem(
         columns=["squared", "base"]
     )
 
-# %% ../../nbs/models/44_lgem.ipynb #3bb27542
+# %% ../../nbs/models/44_lgem.ipynb #71531853
 _TRIED = ["combination", "k", "ridge", "intercept", "error"]
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LSTMLayer', 'orders_of', 'read_as_set', 'LSTMConfig', 'LSTM']
 
-# %% ../../nbs/models/42_lstm.ipynb #5429855c
+# %% ../../nbs/models/42_lstm.ipynb #49506988
 import math
 from dataclasses import dataclass
 from itertools import permutations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..core import rng_for
 from .training import GeneProjection, register
 
-# %% ../../nbs/models/42_lstm.ipynb #676d00ba
+# %% ../../nbs/models/42_lstm.ipynb #6a84cdc1
 class LSTMLayer(nn.Module):
     "One LSTM layer, written out so that it can be stacked over fits (Hochreiter and Schmidhuber, 1997)."
 
@@ -58,7 +58,7 @@ class LSTMLayer(nn.Module):
                 )
         return torch.stack(out, 1)
 
-# %% ../../nbs/models/42_lstm.ipynb #b828b145
+# %% ../../nbs/models/42_lstm.ipynb #2284f2bd
 def orders_of(
     n,  # visits in a set
     *,
@@ -83,7 +83,7 @@ def read_as_set(
     )  # (batch, orders, time, outputs)
     return out[:, np.arange(len(orders))[:, None], np.argsort(orders, axis=1)].mean(1)
 
-# %% ../../nbs/models/42_lstm.ipynb #de0d0e9b
+# %% ../../nbs/models/42_lstm.ipynb #177b652c
 @dataclass
 class LSTMConfig:
     "The shape of an LSTM over visits."
@@ -102,7 +102,7 @@ class LSTMConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
-# %% ../../nbs/models/42_lstm.ipynb #5e10ddba
+# %% ../../nbs/models/42_lstm.ipynb #3a664a52
 @register("lstm", LSTMConfig)
 class LSTM(nn.Module):
     "An LSTM over the visits of a patient; without time embedding they are an unordered set."

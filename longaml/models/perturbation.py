@@ -6,7 +6,7 @@
 __all__ = ['expressed_variable_genes', 'PerturbationPairs', 'token_places', 'perturbation_pairs', 'PerturbationConfig',
            'AttentionBlock', 'PerturbationTransformer', 'perturbation_loss', 'perturbation_start', 'CrossAttention']
 
-# %% ../../nbs/models/47_perturbation.ipynb #9bc13946
+# %% ../../nbs/models/47_perturbation.ipynb #348ef086
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +30,7 @@ from longaml.pp.perturbations import (
 )
 from ..pp.preprocessing import log_per_10k
 
-# %% ../../nbs/models/47_perturbation.ipynb #a3cfcb59
+# %% ../../nbs/models/47_perturbation.ipynb #6f959aed
 def expressed_variable_genes(
     adata,  # a screen
     n=None,  # genes wanted; None: all that are expressed
@@ -67,7 +67,7 @@ def expressed_variable_genes(
     kept[[g for g in order if not kept[g]][:room]] = True
     return list(adata.var_names[kept])
 
-# %% ../../nbs/models/47_perturbation.ipynb #5db7c69b
+# %% ../../nbs/models/47_perturbation.ipynb #f4285bfd
 @dataclass
 class PerturbationPairs:
     "Control bags, what was perturbed, and the change to the perturbed bag of the same batch."
@@ -105,7 +105,7 @@ class PerturbationPairs:
             self.notes,
         )
 
-# %% ../../nbs/models/47_perturbation.ipynb #f69f1569
+# %% ../../nbs/models/47_perturbation.ipynb #b1bca817
 def token_places(
     names,  # perturbations, such as "A" or "A+B"
     tokens,  # names of all tokens, in order
@@ -119,7 +119,7 @@ def token_places(
         row[: len(members_of(name))] = [place.get(m, -1) for m in members_of(name)]
     return out
 
-# %% ../../nbs/models/47_perturbation.ipynb #21c3a40e
+# %% ../../nbs/models/47_perturbation.ipynb #6396b1ac
 def _bags_of(
     rng, rows, size, most, room
 ):  # rows in a random order, in at most `most` bags of `size` or more, none larger than `room`; fewer rows make one bag
@@ -146,7 +146,7 @@ def _matched(
         pool[linear_sum_assignment(cdist(pca.transform(space(cells)), near))[1]] for cells in own
     ]
 
-# %% ../../nbs/models/47_perturbation.ipynb #5bd3dbd6
+# %% ../../nbs/models/47_perturbation.ipynb #8094b105
 def _perturbed_bags(
     adata, rng, batch, pairing, size, most, draws, space
 ):  # perturbed bags, their controls and names in one batch
@@ -205,7 +205,7 @@ def _perturbed_genes(adata):  # members of the perturbations of a screen
         }
     )
 
-# %% ../../nbs/models/47_perturbation.ipynb #46ed929c
+# %% ../../nbs/models/47_perturbation.ipynb #36a9e38d
 def perturbation_pairs(
     adata,  # a screen
     *,
@@ -268,7 +268,7 @@ def perturbation_pairs(
         x, measured, tokens, change, names, batches, cells, genes, extra, notes
     )
 
-# %% ../../nbs/models/47_perturbation.ipynb #ac37a2a9
+# %% ../../nbs/models/47_perturbation.ipynb #e39a9191
 def _batch_pairs(
     adata, batch, on, genes, targets, pairing, size, most, draws, seed
 ):  # x, measured, change, names, batches, cells of one batch
@@ -317,7 +317,7 @@ def _bag_profiles(X, bags, on, counted):  # (bags, genes)
         counted,
     )
 
-# %% ../../nbs/models/47_perturbation.ipynb #64257dab
+# %% ../../nbs/models/47_perturbation.ipynb #bcb5ba45
 @dataclass
 class PerturbationConfig:
     "The shape of a perturbation Transformer."
@@ -341,7 +341,7 @@ class PerturbationConfig:
                 f"width {self.width} cannot be shared by {self.heads} heads; use a multiple of {self.heads}"
             )
 
-# %% ../../nbs/models/47_perturbation.ipynb #ecb8e09e
+# %% ../../nbs/models/47_perturbation.ipynb #d9053326
 class AttentionBlock(nn.Module):
     "Queries look at keys, then a small network on each query; both are added to what was there."
 
@@ -372,7 +372,7 @@ class AttentionBlock(nn.Module):
         h = h + self.drop(self.out(a.transpose(1, 2).flatten(2)))
         return h + self.drop(self.inner(self.norms[2](h))), share
 
-# %% ../../nbs/models/47_perturbation.ipynb #91062bb8
+# %% ../../nbs/models/47_perturbation.ipynb #4f0301ef
 @register("perturbation", PerturbationConfig)
 class PerturbationTransformer(nn.Module):
     "What perturbations change: their tokens look at the encoded genes of a control bag."
@@ -458,7 +458,7 @@ class PerturbationTransformer(nn.Module):
         own = torch.log1p(torch.expm1(x) * torch.exp(self.knockdown * self._hit(tokens))) - x
         return self.mean[there.sum(1)] + v @ self.readout.T + own
 
-# %% ../../nbs/models/47_perturbation.ipynb #1954f6ac
+# %% ../../nbs/models/47_perturbation.ipynb #017fa840
 def perturbation_loss(
     change,  # (n, genes) predicted
     batch,  # "change": (n, genes), "measured": (n, genes)
@@ -468,7 +468,7 @@ def perturbation_loss(
         "measured"
     ].sum(1).clamp(min=1)
 
-# %% ../../nbs/models/47_perturbation.ipynb #c96ecebc
+# %% ../../nbs/models/47_perturbation.ipynb #54cf81ac
 def perturbation_start(
     bulk,  # pseudobulk of the training perturbations
     genes,  # genes read and predicted
@@ -505,7 +505,7 @@ def perturbation_start(
     readout[:, half : half + k] = V[:k].T * unit
     return start, readout
 
-# %% ../../nbs/models/47_perturbation.ipynb #110e3655
+# %% ../../nbs/models/47_perturbation.ipynb #a02ebc77
 def _shrunk(
     D, rest, ridges
 ):  # (members, perturbations): ridge regression on members, its penalty by leaving out each perturbation in turn
@@ -516,7 +516,7 @@ def _shrunk(
 
     return min(maps, key=left_out)
 
-# %% ../../nbs/models/47_perturbation.ipynb #c65fbcb7
+# %% ../../nbs/models/47_perturbation.ipynb #0d041896
 @dataclass
 class CrossAttention:
     "The perturbation Transformer as a predictor: fit on training perturbations, predict others."
@@ -611,7 +611,7 @@ class CrossAttention:
     def predict(self, names):
         return _predicted(self, names)
 
-# %% ../../nbs/models/47_perturbation.ipynb #401b94e6
+# %% ../../nbs/models/47_perturbation.ipynb #2191fae8
 def _cells_of(train, cells):  # the cells of training perturbations and the controls
     labels, names = check_perturbseq(cells).obs[PERTURBATION].astype(str), set(train.obs_names)
     if absent := sorted(names - set(labels)):
@@ -629,7 +629,7 @@ def _means(train):  # mean change (genes,) for every number of members; 0: of al
         for k in range(max(10, n.max() + 1))
     }
 
-# %% ../../nbs/models/47_perturbation.ipynb #ca547d3b
+# %% ../../nbs/models/47_perturbation.ipynb #562d6b9e
 def _flagged(self, names):  # (names,) bool
     if not hasattr(self, "pairs"):
         raise ValueError("this predictor has not been trained; call fit(train, cells) first")

@@ -8,7 +8,7 @@ __all__ = ['SPLITS', 'RESPONSES', 'LOWER_IS_BETTER', 'CHANCE', 'PerturbationFold
            'correlation', 'most_expressed', 'score_response', 'held_out_responses', 'training_cells', 'score_responses',
            'ceiling', 'half_signal', 'compare_with_mean', 'effect_strata']
 
-# %% ../../nbs/models/40_responses.ipynb #e870897a
+# %% ../../nbs/models/40_responses.ipynb #7efff285
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ import pandas as pd
 from ..core import check_choice, derive_seed, listing, nearest, progress, rng_for
 from ..pp.perturbations import CHANGE, CONTROL, members_of
 
-# %% ../../nbs/models/40_responses.ipynb #3cca0c21
+# %% ../../nbs/models/40_responses.ipynb #5f1be26b
 SPLITS = (
     "single",
     "combination_both_seen",
@@ -49,7 +49,7 @@ def _kind_of(name, held, own):  # the same, wherever its genes are
         return "combination_none_seen"
     return "combination_one_seen" if any(hit) else "combination_both_seen" if own else None
 
-# %% ../../nbs/models/40_responses.ipynb #5ebed3cb
+# %% ../../nbs/models/40_responses.ipynb #9ddd5569
 def perturbation_folds(
     perturbations,  # names, such as `bulk.obs_names`
     *,
@@ -82,7 +82,7 @@ def perturbation_folds(
         )
     return out
 
-# %% ../../nbs/models/40_responses.ipynb #bedd723e
+# %% ../../nbs/models/40_responses.ipynb #af9e5ac1
 def changes_of(
     bulk,  # AnnData from pseudobulk_perturbations
 ) -> pd.DataFrame:  # perturbations x genes; not measured: 0
@@ -120,7 +120,7 @@ class NoResponse:
             .to_numpy()
         )
 
-# %% ../../nbs/models/40_responses.ipynb #06009ec5
+# %% ../../nbs/models/40_responses.ipynb #8fb50a08
 @dataclass
 class MeanResponse(NoResponse):
     "Every perturbation does what training perturbations do on average."
@@ -128,7 +128,7 @@ class MeanResponse(NoResponse):
     def one(self, name):
         return self.mean(len(members_of(name)))
 
-# %% ../../nbs/models/40_responses.ipynb #fd8b8354
+# %% ../../nbs/models/40_responses.ipynb #b03a90ce
 @dataclass
 class AdditiveResponse(NoResponse):
     "A combination does what its members do, added up."
@@ -147,7 +147,7 @@ class AdditiveResponse(NoResponse):
             [any(m not in self.changes.index for m in members_of(p)) for p in names], dtype=bool
         )
 
-# %% ../../nbs/models/40_responses.ipynb #148e52ea
+# %% ../../nbs/models/40_responses.ipynb #733c1db1
 def gene_similarity(
     changes,  # perturbations x genes
     gene,  # one gene
@@ -165,7 +165,7 @@ def gene_similarity(
 
     return np.array([1.0 if g == gene else r(gene, g) for g in others])
 
-# %% ../../nbs/models/40_responses.ipynb #c0366deb
+# %% ../../nbs/models/40_responses.ipynb #622362d4
 @dataclass
 class NearestResponse(NoResponse):
     "A perturbation does what the most similar training perturbation does."
@@ -203,7 +203,7 @@ class NearestResponse(NoResponse):
             [any(m not in self.changes.columns for m in members_of(p)) for p in names], dtype=bool
         )
 
-# %% ../../nbs/models/40_responses.ipynb #a40f085e
+# %% ../../nbs/models/40_responses.ipynb #5e22e3e2
 RESPONSES = {
     "no_change": NoResponse,
     "mean": MeanResponse,
@@ -211,7 +211,7 @@ RESPONSES = {
     "nearest": NearestResponse,
 }
 
-# %% ../../nbs/models/40_responses.ipynb #603e3545
+# %% ../../nbs/models/40_responses.ipynb #7b969400
 def check_members(
     names,  # perturbations asked for
     genes,  # genes that are read out
@@ -229,7 +229,7 @@ def check_members(
         )
     return np.array([bool(v) for v in lost.values()], dtype=bool)
 
-# %% ../../nbs/models/40_responses.ipynb #0ee728a7
+# %% ../../nbs/models/40_responses.ipynb #b7adb2ae
 LOWER_IS_BETTER = ("l2", "l2_without_target")
 CHANCE = {"pearson_perturbed": 0.0, "centroid_accuracy": 0.5, "direction": 0.5}
 
@@ -252,7 +252,7 @@ def most_expressed(
     order = np.argsort(-np.nan_to_num(np.asarray(control, float), nan=-1), kind="stable")
     return np.isin(np.arange(len(control)), order[:n]) & ~np.isnan(np.asarray(control, float))
 
-# %% ../../nbs/models/40_responses.ipynb #b3acfe6c
+# %% ../../nbs/models/40_responses.ipynb #d287c606
 def score_response(
     predicted,  # (genes,) predicted change
     judge,  # pseudobulk that holds the measured change of all perturbations
@@ -289,7 +289,7 @@ def score_response(
         else np.nan,
     }
 
-# %% ../../nbs/models/40_responses.ipynb #fe17196b
+# %% ../../nbs/models/40_responses.ipynb #68486a85
 def held_out_responses(
     make,  # () -> predictor
     learn,  # pseudobulk of all perturbations; each fold sees its training rows
@@ -311,7 +311,7 @@ def held_out_responses(
         flags.append(pd.Series(model.flagged(names), index=index, name="flagged"))
     return pd.concat(out), pd.concat(flags)
 
-# %% ../../nbs/models/40_responses.ipynb #012a8889
+# %% ../../nbs/models/40_responses.ipynb #58e89335
 def training_cells(
     cells,  # a screen
     names,  # training perturbations
@@ -321,7 +321,7 @@ def training_cells(
 
     return cells[cells.obs[PERTURBATION].isin([*names, control_label(cells)]).to_numpy()].copy()
 
-# %% ../../nbs/models/40_responses.ipynb #10f096b4
+# %% ../../nbs/models/40_responses.ipynb #f666a9ef
 def score_responses(
     predicted,  # table from held_out_responses
     learn,  # the pseudobulk that was learnt from
@@ -354,7 +354,7 @@ def score_responses(
         .mean()
     )
 
-# %% ../../nbs/models/40_responses.ipynb #c5d5a401
+# %% ../../nbs/models/40_responses.ipynb #a0ebad8b
 def ceiling(
     first,  # pseudobulk of one half of the cells
     second,  # pseudobulk of the other half
@@ -393,7 +393,7 @@ def half_signal(
     both = [p for p in first.obs_names if p in second.obs_names]
     return (changes_of(first[both]) * changes_of(second[both])).sum(axis=1)
 
-# %% ../../nbs/models/40_responses.ipynb #35ac446a
+# %% ../../nbs/models/40_responses.ipynb #8d9a8a6c
 def compare_with_mean(
     evaluation,  # rows of score_responses, the model "mean" among them
     *,
@@ -432,7 +432,7 @@ def compare_with_mean(
             )
     return pd.DataFrame(out)
 
-# %% ../../nbs/models/40_responses.ipynb #1264c21e
+# %% ../../nbs/models/40_responses.ipynb #be069bdc
 def effect_strata(
     signal,  # by perturbation, from half_signal
 ) -> pd.Series:  # "weak", "middle", "strong" by perturbation

@@ -7,7 +7,7 @@ __all__ = ['VALUE_LOSSES', 'SCBMLP_TRAINING', 'Rows', 'CellData', 'cell_blocks',
            'class_loss', 'value_loss', 'ScBMLPClassifier', 'ScBMLPRegressor', 'recall_table', 'graph_frequencies',
            'held_out_r2', 'response_embedding']
 
-# %% ../../nbs/models/45_scbmlp.ipynb #c595639c
+# %% ../../nbs/models/45_scbmlp.ipynb #c486f2a1
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ..core import check_choice, check_column, listing, log, rng_for
 from .training import Fitted, Training, fit, register
 
-# %% ../../nbs/models/45_scbmlp.ipynb #526fdde8
+# %% ../../nbs/models/45_scbmlp.ipynb #9644a61a
 class _Product(
     torch.autograd.Function
 ):  # sparse (n, genes) @ dense (genes, k), with a gradient for the dense side
@@ -43,7 +43,7 @@ def _product(x, B):  # SciPy on the processor, torch's sparse product elsewhere
         torch.sparse_coo_tensor(at, torch.from_numpy(x.data), x.shape).to(B.device), B
     )
 
-# %% ../../nbs/models/45_scbmlp.ipynb #cb51f331
+# %% ../../nbs/models/45_scbmlp.ipynb #d4a62fb9
 class Rows:
     "Rows of a sparse matrix, less the means of each row's library: cut, scaled and multiplied, never filled."
 
@@ -107,7 +107,7 @@ class Rows:
             first = first - total @ mu
         return first, np.maximum(second - first**2, 0)
 
-# %% ../../nbs/models/45_scbmlp.ipynb #d89162fb
+# %% ../../nbs/models/45_scbmlp.ipynb #02b884cf
 @dataclass
 class CellData:
     "Cells as rows for `fit`."
@@ -181,7 +181,7 @@ class CellData:
             means=None if self.means is None else self.means[:, where],
         )
 
-# %% ../../nbs/models/45_scbmlp.ipynb #dcaccd0b
+# %% ../../nbs/models/45_scbmlp.ipynb #815e776d
 def cell_blocks(
     labels,  # (n,) class of each cell, or the number of cells
     *,
@@ -204,7 +204,7 @@ def _library_means(x, library):  # codes (n,), means (libraries, genes)
     sums = pick @ x
     return code, np.asarray(sums.toarray() if sp.issparse(sums) else sums, dtype=np.float32)
 
-# %% ../../nbs/models/45_scbmlp.ipynb #af87a29d
+# %% ../../nbs/models/45_scbmlp.ipynb #82fc41b8
 def cell_data(
     adata,  # AnnData, log-normalised values in `X`
     y,  # an obs column of classes, or an array or table of values (cells, outputs)
@@ -260,7 +260,7 @@ def cell_data(
     }
     return CellData(x, y, who, list(adata.var_names), classes, library, means, weight, notes)
 
-# %% ../../nbs/models/45_scbmlp.ipynb #9936f448
+# %% ../../nbs/models/45_scbmlp.ipynb #0b480feb
 def _answers(adata, y, classes):  # codes or values, their names, which cells have one
     if isinstance(y, str):
         column = check_column(adata.obs, y, "label")
@@ -288,7 +288,7 @@ def _answers(adata, y, classes):  # codes or values, their names, which cells ha
     values = table.to_numpy(float)
     return values.astype(np.float32), [str(c) for c in table.columns], np.isfinite(values).all(1)
 
-# %% ../../nbs/models/45_scbmlp.ipynb #16b3e99e
+# %% ../../nbs/models/45_scbmlp.ipynb #2082ec83
 @dataclass
 class ScBMLPConfig:
     "The shape of a bilinear MLP."
@@ -310,7 +310,7 @@ class ScBMLPConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
 
-# %% ../../nbs/models/45_scbmlp.ipynb #ac54646d
+# %% ../../nbs/models/45_scbmlp.ipynb #b0bb1102
 @register("scbmlp", ScBMLPConfig)
 class ScBMLP(nn.Module):
     "y = P ((W z + b_w) * (V z + b_v)) + b, with z the centred and scaled genes."
@@ -378,7 +378,7 @@ def _dense_moments(
     mean = w @ x
     return mean, np.maximum(w @ x**2 - mean**2, 0)
 
-# %% ../../nbs/models/45_scbmlp.ipynb #87c87a24
+# %% ../../nbs/models/45_scbmlp.ipynb #6212ba01
 VALUE_LOSSES = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 SCBMLP_TRAINING = Training(
     epochs=60, patience=6, lr=0.001, weight_decay=1.0, eps=1e-8, batch_size=128, device="auto"
@@ -400,7 +400,7 @@ def value_loss(
     of = VALUE_LOSSES[check_choice(kind, VALUE_LOSSES, "loss")]
     return lambda values, batch: of(values, batch["y"], reduction="none").mean(-1) * batch["weight"]
 
-# %% ../../nbs/models/45_scbmlp.ipynb #e239b07d
+# %% ../../nbs/models/45_scbmlp.ipynb #95923a3c
 @dataclass
 class _ScBMLP:
     hidden: int = 32  # products
@@ -463,7 +463,7 @@ class _ScBMLP:
             self.fitted.predict(data), index=adata.obs_names, columns=self.fitted.timepoints
         )
 
-# %% ../../nbs/models/45_scbmlp.ipynb #9e0879f6
+# %% ../../nbs/models/45_scbmlp.ipynb #c5e13044
 @dataclass
 class ScBMLPClassifier(_ScBMLP):
     "Learn an obs column from expression with a bilinear MLP."
@@ -532,7 +532,7 @@ class ScBMLPRegressor(_ScBMLP):
     def predict(self, adata):
         return self.outputs(adata)  # cells -> table cells x outputs
 
-# %% ../../nbs/models/45_scbmlp.ipynb #58c2fe30
+# %% ../../nbs/models/45_scbmlp.ipynb #03fe508a
 def recall_table(
     truth,  # (n,) classes
     predicted,  # (n,) classes
@@ -557,7 +557,7 @@ def recall_table(
         }
     ).rename_axis("class")
 
-# %% ../../nbs/models/45_scbmlp.ipynb #06b7ff06
+# %% ../../nbs/models/45_scbmlp.ipynb #f90784cd
 def graph_frequencies(
     adata,  # AnnData, log-normalised values in `X`
     k=8,  # frequencies
@@ -592,7 +592,7 @@ def graph_frequencies(
         {"eigenvalue": values, "subspace": subspace}, index=names
     )
 
-# %% ../../nbs/models/45_scbmlp.ipynb #e3e9a2d5
+# %% ../../nbs/models/45_scbmlp.ipynb #2d186fb0
 def _cell_graph(adata, n_neighbors, use_rep, seed):  # symmetric connectivities (cells, cells)
     import anndata
     import scanpy as sc
@@ -609,7 +609,7 @@ def _cell_graph(adata, n_neighbors, use_rep, seed):  # symmetric connectivities 
     C = cells.obsp["connectivities"]
     return sp.csr_matrix((C + C.T) / 2)
 
-# %% ../../nbs/models/45_scbmlp.ipynb #d94aa592
+# %% ../../nbs/models/45_scbmlp.ipynb #0ed655fe
 def held_out_r2(
     truth,  # (n, outputs)
     predicted,  # (n, outputs)
@@ -623,7 +623,7 @@ def held_out_r2(
         lower=1e-12
     )
 
-# %% ../../nbs/models/45_scbmlp.ipynb #e2ea80ce
+# %% ../../nbs/models/45_scbmlp.ipynb #e05d91b2
 def response_embedding(
     adata,  # AnnData, log-normalised values in `X`
     key,  # obs column of perturbations

@@ -6,7 +6,7 @@
 __all__ = ['attention', 'matrix_form', 'GeneProjection', 'Training', 'Job', 'state_loss', 'Fitted', 'fit', 'fit_many', 'register',
            'registered', 'build', 'save', 'load', 'annotate_libraries']
 
-# %% ../../nbs/models/36_training.ipynb #0d88713a
+# %% ../../nbs/models/36_training.ipynb #53b08196
 import contextlib
 import contextvars
 import copy
@@ -43,7 +43,7 @@ from longaml.core import (
 )
 from ..pp.preprocessing import bags, state_sets
 
-# %% ../../nbs/models/36_training.ipynb #0d864b7a
+# %% ../../nbs/models/36_training.ipynb #e8394a74
 _MATRIX = contextvars.ContextVar("longaml_attention_in_matrix_form", default=False)
 
 
@@ -80,7 +80,7 @@ def matrix_form():
     finally:
         _MATRIX.reset(token)
 
-# %% ../../nbs/models/36_training.ipynb #f74bc9ea
+# %% ../../nbs/models/36_training.ipynb #8041c6be
 class GeneProjection(nn.Module):
     "A linear map of genes scaled by their spread in the training rows; genes not chosen have scale zero."
 
@@ -115,7 +115,7 @@ class GeneProjection(nn.Module):
             x, self.linear.weight * self.scale, self.linear.bias
         )  # (..., genes) -> (..., width)
 
-# %% ../../nbs/models/36_training.ipynb #aab43d7a
+# %% ../../nbs/models/36_training.ipynb #8091481f
 @dataclass
 class Training:
     "How a network is trained."
@@ -139,7 +139,7 @@ class Job:
     y: np.ndarray = None  # (n, T) labels in place of the data's; -1: missing
     chosen: np.ndarray = None  # (G,) bool, genes it may read; None: all
 
-# %% ../../nbs/models/36_training.ipynb #f1111ac4
+# %% ../../nbs/models/36_training.ipynb #016a0bbd
 def state_loss(
     logits,  # (n, T, K)
     batch,  # "y": (n, T), -1 where missing
@@ -149,7 +149,7 @@ def state_loss(
     own = logits.log_softmax(-1).gather(-1, batch["y"].clamp(min=0)[..., None])[..., 0]
     return -(own * keep).sum(-1) / keep.sum(-1).clamp(min=1)
 
-# %% ../../nbs/models/36_training.ipynb #a2d3ad75
+# %% ../../nbs/models/36_training.ipynb #e2895521
 def _weights(
     groups, y, mask, members
 ):  # (n,) weights that sum to 1: each group of `members` the same; rows without their labels zero
@@ -186,7 +186,7 @@ def _check(data, jobs):  # groups as an array, or a message
             raise ValueError("a fit has no training patients")
     return groups
 
-# %% ../../nbs/models/36_training.ipynb #2a458dae
+# %% ../../nbs/models/36_training.ipynb #8714b769
 def _rows_of(
     n, used, how, epoch, seed
 ):  # rows of each step: all at once, or in a random order that does not depend on the fit
@@ -222,7 +222,7 @@ def _calibrate(model, batch, weight, chosen):  # buffers that depend on the trai
         if hasattr(part, "calibrate"):
             part.calibrate(batch, weight, chosen)
 
-# %% ../../nbs/models/36_training.ipynb #fde875cc
+# %% ../../nbs/models/36_training.ipynb #62734cf0
 def _fit_one(
     model, data, job, how, loss, groups, desc=None, checkpoint=None
 ):  # model, history, best epoch
@@ -276,7 +276,7 @@ def _fit_one(
         model.load_state_dict(reached.kept)
     return model, reached.history, reached.best_epoch
 
-# %% ../../nbs/models/36_training.ipynb #4ecde457
+# %% ../../nbs/models/36_training.ipynb #3385df5e
 def _streamed(
     data, used, how, epoch
 ):  # rows of each step in the data's own random order, which is kind to a disk
@@ -296,7 +296,7 @@ def _held_out_loss(
             total += float((weight[rows] * loss(model(**_inputs(model, part)), part)).sum())
     return total
 
-# %% ../../nbs/models/36_training.ipynb #252d6e5c
+# %% ../../nbs/models/36_training.ipynb #5239cd05
 class _Reached:
     "How far a fit has come: its history, its best weights and, with a checkpoint, a file to go on from."
 
@@ -368,7 +368,7 @@ class _Reached:
         )
         _set_random_state(content["random"])
 
-# %% ../../nbs/models/36_training.ipynb #7319036d
+# %% ../../nbs/models/36_training.ipynb #6775be53
 _REACHED = "longaml training state 1"
 
 
@@ -405,7 +405,7 @@ def _set_random_state(state):
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
 
-# %% ../../nbs/models/36_training.ipynb #2a704457
+# %% ../../nbs/models/36_training.ipynb #7ae35574
 @dataclass
 class Fitted:
     "A trained network, and what it was trained on."
@@ -452,7 +452,7 @@ class Fitted:
             )
         return data.with_genes(self.genes)
 
-# %% ../../nbs/models/36_training.ipynb #6bcee50d
+# %% ../../nbs/models/36_training.ipynb #23a43379
 def fit(
     model,  # an nn.Module (the start; it is not changed), or a function that makes one
     data,  # anything with batch(rows) -> dict of tensors and groups, such as Sequences
@@ -486,7 +486,7 @@ def fit(
         )
     return _fitted(net.eval(), data, job, history, best, how)
 
-# %% ../../nbs/models/36_training.ipynb #0c43cd1b
+# %% ../../nbs/models/36_training.ipynb #57a4c36d
 def _fitted(
     model, data, job, history, best, how
 ):  # a Fitted with what the data say about themselves
@@ -504,7 +504,7 @@ def _fitted(
         how,
     )
 
-# %% ../../nbs/models/36_training.ipynb #0af5dfc6
+# %% ../../nbs/models/36_training.ipynb #57bfa049
 @contextlib.contextmanager
 def _no_fallback():
     with warnings.catch_warnings(), matrix_form():
@@ -538,7 +538,7 @@ def _losses(
         return (weight * torch.func.vmap(lambda o: loss(o, batch))(out)).sum(1)
     return (weight * torch.func.vmap(lambda o, y: loss(o, batch | {"y": y}))(out, y)).sum(1)
 
-# %% ../../nbs/models/36_training.ipynb #2968114b
+# %% ../../nbs/models/36_training.ipynb #a5dd0b06
 class _AdamW:
     "AdamW over stacked weights; a fit without rows in a step is left as it is (Loshchilov and Hutter, 2019)."
 
@@ -567,7 +567,7 @@ class _AdamW:
             for t, b in zip((p, m, s), before):
                 t[out] = b
 
-# %% ../../nbs/models/36_training.ipynb #e5916bf4
+# %% ../../nbs/models/36_training.ipynb #70127405
 class _Best:
     "The weights of each fit at its best epoch, and whether it is still being trained."
 
@@ -596,7 +596,7 @@ class _Best:
             self.kept[k][torch.as_tensor(~self.stops)] = p.detach()[torch.as_tensor(~self.stops)]
         return self.kept
 
-# %% ../../nbs/models/36_training.ipynb #6737ce98
+# %% ../../nbs/models/36_training.ipynb #c38063e9
 def _train_stack(
     models, data, jobs, how, loss, groups, desc
 ):  # trained models, histories, best epochs
@@ -670,7 +670,7 @@ def _train_stack(
         best.epoch,
     )
 
-# %% ../../nbs/models/36_training.ipynb #aea2076a
+# %% ../../nbs/models/36_training.ipynb #6f26b1a9
 def _unstacked(models, params):  # the stacked weights, back in their modules
     for i, model in enumerate(models):
         with torch.no_grad():
@@ -678,7 +678,7 @@ def _unstacked(models, params):  # the stacked weights, back in their modules
                 p.copy_(params[k][i])
     return models
 
-# %% ../../nbs/models/36_training.ipynb #94295935
+# %% ../../nbs/models/36_training.ipynb #2711cf2e
 def fit_many(
     make,  # () -> nn.Module, the same architecture every time
     data,  # anything with batch(rows) -> dict of tensors and groups
@@ -709,7 +709,7 @@ def fit_many(
         ]
     return out
 
-# %% ../../nbs/models/36_training.ipynb #948b3855
+# %% ../../nbs/models/36_training.ipynb #371da2a1
 _REGISTRY, _FORMAT = {}, "longaml checkpoint 1"
 
 
@@ -737,7 +737,7 @@ def registered(
         importlib.import_module(f"longaml.models.{name}")
     return _REGISTRY[check_choice(name, sorted({*_REGISTRY, *ours}), "model")]
 
-# %% ../../nbs/models/36_training.ipynb #6a9cc35f
+# %% ../../nbs/models/36_training.ipynb #92b5f0e0
 def build(
     name,  # a registered model
     data,  # Sequences: its genes and timepoints give the model's size
@@ -754,7 +754,7 @@ def build(
         shape(**{k: v for k, v in given.items() if k in {f.name for f in fields(shape)}} | config)
     )
 
-# %% ../../nbs/models/36_training.ipynb #dc33e6b8
+# %% ../../nbs/models/36_training.ipynb #8e02a66b
 _KEPT = ("best_epoch", "train", "valid", "seed", "genes", "timepoints", "preprocessing")
 
 
@@ -787,7 +787,7 @@ def save(
         torch.save(content, f)  # a handle: torch would write the temporary name into the file
     return Path(path)
 
-# %% ../../nbs/models/36_training.ipynb #2b5973e4
+# %% ../../nbs/models/36_training.ipynb #16affc02
 def load(
     path,  # a file written by `save`
     *,
@@ -804,7 +804,7 @@ def load(
     fitted.model.to(device)
     return fitted
 
-# %% ../../nbs/models/36_training.ipynb #015e27a2
+# %% ../../nbs/models/36_training.ipynb #fe226c2b
 def _content(path):  # what a checkpoint holds, once its checksums agree
     refuse = f"{str(path)!r} is not a longaml model; expected a file written by la.models.save"
     try:
@@ -849,7 +849,7 @@ def _restored(content):  # the Fitted of a checkpoint
         model.eval(), pd.DataFrame(content["history"]), how=Training(**content["how"]), **kept
     )
 
-# %% ../../nbs/models/36_training.ipynb #217c3687
+# %% ../../nbs/models/36_training.ipynb #d3355d50
 def annotate_libraries(
     fitted,  # a Fitted of the `state` task, such as from `load`
     adata,  # a cohort

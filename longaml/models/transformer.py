@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TransformerConfig', 'Block', 'TemporalTransformer']
 
-# %% ../../nbs/models/41_transformer.ipynb #9953d112
+# %% ../../nbs/models/41_transformer.ipynb #501466b5
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from .training import GeneProjection, attention, register
 
-# %% ../../nbs/models/41_transformer.ipynb #41718da2
+# %% ../../nbs/models/41_transformer.ipynb #f71f72ce
 @dataclass
 class TransformerConfig:
     "The shape of a temporal Transformer."
@@ -40,7 +40,7 @@ class TransformerConfig:
                 f"width {self.width} cannot be shared by {self.heads} heads; use a multiple of {self.heads}"
             )
 
-# %% ../../nbs/models/41_transformer.ipynb #2a182645
+# %% ../../nbs/models/41_transformer.ipynb #cdf4358d
 class Block(nn.Module):
     "Attention between the visits of a row, then a small network on each visit; both are added to what was there."
 
@@ -73,7 +73,7 @@ class Block(nn.Module):
         h = h + self.drop(self.out(a.transpose(1, 2).flatten(2)))  # (batch, time, width)
         return h + self.drop(self.inner(self.norms[1](h))), share
 
-# %% ../../nbs/models/41_transformer.ipynb #05691eb3
+# %% ../../nbs/models/41_transformer.ipynb #f5f1e2c5
 @register("transformer", TransformerConfig)
 class TemporalTransformer(nn.Module):
     "A Transformer over the visits of a patient; without time embedding they are an unordered set."

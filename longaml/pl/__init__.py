@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NAMES']
 
-# %% ../../nbs/pl/index.ipynb #37f237f3
+# %% ../../nbs/pl/index.ipynb #e7b6e3e6
 from .. import attach_names
 
-# %% ../../nbs/pl/index.ipynb #d5fa9a70
+# %% ../../nbs/pl/index.ipynb #1754031c
 NAMES = {
     "plotting": (
         "cohort=plot_cohort composition=plot_composition depth=plot_depth "

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['NAMES']
 
-# %% ../../nbs/pp/index.ipynb #92d2243a
+# %% ../../nbs/pp/index.ipynb #78417dbb
 from .. import attach_names
 
-# %% ../../nbs/pp/index.ipynb #e195deb3
+# %% ../../nbs/pp/index.ipynb #cf7da6fb
 NAMES = {
-    "reading": "read_cohort as_cohort save_cohort fetch_gse235063",
+    "cohort": "as_cohort save_cohort",
+    "reading": "read_cohort",
     "preprocessing": (
         "normalize variable_genes pseudobulk bags sequences state_sets Sequences patient_folds thin"
     ),

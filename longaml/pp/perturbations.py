@@ -7,7 +7,7 @@ __all__ = ['PERTURBATION', 'BATCH', 'CONTROL', 'MEASURED', 'CHANGE', 'members_of
            'check_perturbseq', 'control_label', 'measured_in', 'sums_by_code', 'log_profiles',
            'pseudobulk_perturbations', 'split_halves', 'control_halves']
 
-# %% ../../nbs/pp/17_perturbations.ipynb #46eacf09
+# %% ../../nbs/pp/17_perturbations.ipynb #87002a23
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -15,9 +15,9 @@ import scipy.sparse as sp
 from .. import __version__
 from ..core import ALL, UNS, check_column, input_kind, listing, log, nearest, rng_for
 from .preprocessing import log_per_10k
-from .reading import choose_matrix
+from .matrix import choose_matrix
 
-# %% ../../nbs/pp/17_perturbations.ipynb #e0fdee09
+# %% ../../nbs/pp/17_perturbations.ipynb #36acd7ba
 PERTURBATION, BATCH, CONTROL, MEASURED, CHANGE = (
     "perturbation",
     "batch",
@@ -26,7 +26,7 @@ PERTURBATION, BATCH, CONTROL, MEASURED, CHANGE = (
     "change",
 )
 
-# %% ../../nbs/pp/17_perturbations.ipynb #7ba70448
+# %% ../../nbs/pp/17_perturbations.ipynb #e5e6df8f
 def members_of(
     perturbation,  # such as "A" or "A+B"
 ) -> tuple:  # its members
@@ -40,7 +40,7 @@ def join_members(
     "The name of a combination: its members, sorted."
     return "+".join(sorted(members))
 
-# %% ../../nbs/pp/17_perturbations.ipynb #7816f5e4
+# %% ../../nbs/pp/17_perturbations.ipynb #104ee9dd
 def _canonical(label, control, separator):  # the contract's name of a label
     if label == control:
         return control
@@ -60,7 +60,7 @@ def _canonical(label, control, separator):  # the contract's name of a label
         )
     return join_members(named) or control
 
-# %% ../../nbs/pp/17_perturbations.ipynb #eef14612
+# %% ../../nbs/pp/17_perturbations.ipynb #5f62015e
 def _labels(obs, key, control, separator):  # canonical labels of every cell, None where missing
     given = (
         check_column(obs, key, PERTURBATION, "Name it with perturbation_key=...")
@@ -97,7 +97,7 @@ def _panel(adata, genes, batches):  # genes x batches bool, where the AnnData ha
         panel.rename(columns=str)[list(batches)].to_numpy(bool), index=genes, columns=list(batches)
     )
 
-# %% ../../nbs/pp/17_perturbations.ipynb #b7080475
+# %% ../../nbs/pp/17_perturbations.ipynb #a79999b9
 def as_perturbseq(
     adata,  # AnnData; rows are cells
     *,
@@ -116,7 +116,8 @@ def as_perturbseq(
     if adata.isbacked:
         adata = adata.to_memory()
     labels = _labels(adata.obs, perturbation_key, control, separator)
-    slot, X, var, kind = choose_matrix(adata, layer)
+    chosen = choose_matrix(adata, layer)
+    slot, X, var, kind = chosen.slot, chosen.X, chosen.var, chosen.kind
     genes = pd.Index(
         (
             var.index if gene_symbols is None else check_column(var, gene_symbols, "gene symbol")
@@ -146,7 +147,7 @@ def as_perturbseq(
         {"input_kind": kind, "slot": slot, "control": control},
     )
 
-# %% ../../nbs/pp/17_perturbations.ipynb #c06d4e17
+# %% ../../nbs/pp/17_perturbations.ipynb #22d576d5
 def _screen(adata, X, labels, batch, genes, about):  # the AnnData of the contract
     import anndata
 
@@ -185,7 +186,7 @@ def _screen(adata, X, labels, batch, genes, about):  # the AnnData of the contra
     }
     return out
 
-# %% ../../nbs/pp/17_perturbations.ipynb #711fb03e
+# %% ../../nbs/pp/17_perturbations.ipynb #2dfd09b4
 def check_perturbseq(
     adata,  # AnnData in the contract
 ):  # `adata`, unchanged
@@ -224,7 +225,7 @@ def measured_in(
         return adata.varm[MEASURED][batches]
     return pd.DataFrame(True, index=adata.var_names, columns=batches)
 
-# %% ../../nbs/pp/17_perturbations.ipynb #46013acd
+# %% ../../nbs/pp/17_perturbations.ipynb #d00d80cc
 def sums_by_code(
     X,  # CSR (cells, genes)
     rows,  # (k,) cells
@@ -251,7 +252,7 @@ def log_profiles(
     )
     return np.where(on, values, np.nan)
 
-# %% ../../nbs/pp/17_perturbations.ipynb #a8e3a1a2
+# %% ../../nbs/pp/17_perturbations.ipynb #c5dbed3e
 def _draws(rng, pool, sizes, draws):  # (rows, code): `draws` sets of control cells for every size
     sets = [
         rng.permutation(pool)[:n] if n <= len(pool) else rng.choice(pool, n)
@@ -259,7 +260,7 @@ def _draws(rng, pool, sizes, draws):  # (rows, code): `draws` sets of control ce
     ]
     return np.concatenate(sets), np.repeat(np.arange(len(sets)), [len(s) for s in sets])
 
-# %% ../../nbs/pp/17_perturbations.ipynb #59264b1a
+# %% ../../nbs/pp/17_perturbations.ipynb #c7786945
 def _batch_changes(
     X, code, names, on, counted, draws, rng
 ):  # cells (P,), changes (P, genes), control profile (genes,) of one batch; `code` 0: control
@@ -290,7 +291,7 @@ def _weighted(
         total > 0, (w * np.nan_to_num(np.stack(parts))).sum(0) / np.maximum(total, 1e-12), np.nan
     )
 
-# %% ../../nbs/pp/17_perturbations.ipynb #e025b87e
+# %% ../../nbs/pp/17_perturbations.ipynb #dac0afc3
 def _z_scores(
     X, counted, codes, n, on
 ):  # (perturbations, genes): Welch's statistic of log-normalised cells, batches combined by their cells
@@ -313,7 +314,7 @@ def _z_scores(
         top, low, weight = top + w * (mean[1:] - mean[0]), low + w**2 * error, weight + w
     return np.where((weight > 0) & (low > 0), top / np.sqrt(np.maximum(low, 1e-300)), 0.0)
 
-# %% ../../nbs/pp/17_perturbations.ipynb #fa7ea57b
+# %% ../../nbs/pp/17_perturbations.ipynb #fbff884f
 def pseudobulk_perturbations(
     adata,  # a screen in the contract
     *,
@@ -362,7 +363,7 @@ def pseudobulk_perturbations(
     out.uns[UNS] = {k: adata.uns[UNS][k] for k in ("input_kind", CONTROL)} | {"seed": int(seed)}
     return out
 
-# %% ../../nbs/pp/17_perturbations.ipynb #aa748b3e
+# %% ../../nbs/pp/17_perturbations.ipynb #5f90b54d
 def _enough(adata, min_cells):  # perturbations with enough cells in batches that have controls
     labels, control = check_perturbseq(adata).obs[PERTURBATION].astype(str), control_label(adata)
     bare = set(adata.obs[BATCH].cat.categories) - set(
@@ -387,7 +388,7 @@ def _enough(adata, min_cells):  # perturbations with enough cells in batches tha
         )
     return names
 
-# %% ../../nbs/pp/17_perturbations.ipynb #50e45d67
+# %% ../../nbs/pp/17_perturbations.ipynb #f2174184
 def split_halves(
     adata,  # a screen
     *,
@@ -400,7 +401,7 @@ def split_halves(
         half[order[: (len(rows) + int(rng.integers(2))) // 2]] = True
     return adata[half].copy(), adata[~half].copy()
 
-# %% ../../nbs/pp/17_perturbations.ipynb #0277d5fc
+# %% ../../nbs/pp/17_perturbations.ipynb #e7efd248
 def control_halves(
     adata,  # a screen
     *,

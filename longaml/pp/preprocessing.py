@@ -6,7 +6,7 @@
 __all__ = ['TECHNICAL', 'normalize', 'variable_genes', 'is_bulk', 'thin', 'log_per_10k', 'pseudobulk', 'bags', 'Sequences',
            'sequences', 'state_sets', 'patient_folds']
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #dbb4c269
+# %% ../../nbs/pp/15_preprocessing.ipynb #08774d38
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,7 +30,7 @@ from longaml.core import (
     timepoints_of,
 )
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #c0495eae
+# %% ../../nbs/pp/15_preprocessing.ipynb #2fb86696
 def normalize(
     adata,  # a cohort with counts in `X`
     *,
@@ -55,7 +55,7 @@ def normalize(
     sc.pp.log1p(out)
     return out
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #aff3a126
+# %% ../../nbs/pp/15_preprocessing.ipynb #a5a0c459
 def variable_genes(
     adata,  # a normalised cohort
     *,
@@ -84,7 +84,7 @@ def variable_genes(
     found = sc.pp.highly_variable_genes(adata[keep], n_top_genes=n_top, inplace=False)
     return list(adata.var_names[found["highly_variable"].to_numpy()])
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #2a00dbd9
+# %% ../../nbs/pp/15_preprocessing.ipynb #69ad5255
 def is_bulk(
     adata,  # a cohort
 ) -> bool:
@@ -125,7 +125,7 @@ def _sum_rows(adata, code, n):  # AnnData of the summed rows; `code` -1 leaves a
     out.obs["n_cells"] = cells
     return out
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #b3792dfd
+# %% ../../nbs/pp/15_preprocessing.ipynb #e454eca6
 TECHNICAL = ("log_counts", "log_genes", "mito_share", "log_cells", "lineage_share")
 
 
@@ -155,7 +155,7 @@ def _add_technical(out, adata):  # writes the technical covariates of each sum i
     out.obs["lineage_share"] = of / library
     return out
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #c9ade436
+# %% ../../nbs/pp/15_preprocessing.ipynb #0816cf3b
 def thin(
     counts,  # CSR (rows, genes) of integer counts
     totals,  # (rows,) counts to keep in each row; rows with fewer stay as they are
@@ -181,7 +181,7 @@ def log_per_10k(
         sp.diags_array(1e4 / np.maximum(total, 1e-12)) @ counts, dtype=np.float32
     ).log1p()
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #07eda5fd
+# %% ../../nbs/pp/15_preprocessing.ipynb #f2da45cd
 def _thinned(out, seed, name):  # thin rows to the least total within patient and lineage, then log
     if input_kind(out) != "counts":
         out.X = sp.csr_matrix(out.X.log1p(), dtype=np.float32)
@@ -194,7 +194,7 @@ def _thinned(out, seed, name):  # thin rows to the least total within patient an
     out.X = log_per_10k(out.layers[COUNTS])
     return out
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #aad90f80
+# %% ../../nbs/pp/15_preprocessing.ipynb #c91fda27
 def pseudobulk(
     adata,  # a cohort
     *,
@@ -225,7 +225,7 @@ def pseudobulk(
     out.X = log_per_10k(out.X) if input_kind(out) == "counts" else sp.csr_matrix(out.X.log1p())
     return out
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #5ba91089
+# %% ../../nbs/pp/15_preprocessing.ipynb #056299f9
 def _one_lineage(adata):  # the same cells as one lineage, `all`
     import anndata
 
@@ -238,7 +238,7 @@ def _one_lineage(adata):  # the same cells as one lineage, `all`
         uns={UNS: dict(adata.uns.get(UNS, {}))},
     )
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #33f62871
+# %% ../../nbs/pp/15_preprocessing.ipynb #6eecf846
 def bags(
     adata,  # a cohort
     *,
@@ -270,7 +270,7 @@ def bags(
     out.uns[UNS]["bag_size"] = int(size)
     return _thinned(out, seed, "bags")
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #cc233b90
+# %% ../../nbs/pp/15_preprocessing.ipynb #7dff23bc
 @dataclass
 class Sequences:
     "Bags of one patient and lineage, side by side over timepoints; rows of a patient are one group."
@@ -338,7 +338,7 @@ class Sequences:
         ).reshape(self.mask.shape)
         return replace(self, y=y).take(((y >= 0) == self.mask).all(1))
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #32c07d17
+# %% ../../nbs/pp/15_preprocessing.ipynb #eee150ef
 def sequences(
     bagged,  # AnnData from bags or pseudobulk
     *,
@@ -387,7 +387,7 @@ def sequences(
         level=x[mask].mean(0) if mask.any() else np.zeros(len(where)),
     )
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #c81bd452
+# %% ../../nbs/pp/15_preprocessing.ipynb #de54368e
 def state_sets(
     bagged,  # AnnData from bags or pseudobulk
     timepoints,  # the timepoints to tell apart, such as ("DX", "REL"), earliest first
@@ -405,7 +405,7 @@ def state_sets(
         notes={**s.notes, "task": "state"},
     )
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #56c1a5a7
+# %% ../../nbs/pp/15_preprocessing.ipynb #9d4d13c2
 def patient_folds(
     patients,  # patient of each row, or the patients
     *,

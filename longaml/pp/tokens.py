@@ -7,7 +7,7 @@ __all__ = ['SPECIAL', 'PAD', 'CLS', 'SEP', 'MASK', 'Cells', 'Vocabulary', 'vocab
            'encode', 'Previous', 'previous_bags', 'check_lineages', 'TokenRows', 'TokenData', 'token_data',
            'write_tokens', 'open_tokens']
 
-# %% ../../nbs/pp/16_tokens.ipynb #677ffee1
+# %% ../../nbs/pp/16_tokens.ipynb #68ec1d69
 import hashlib
 import json
 import os
@@ -31,9 +31,9 @@ from longaml.core import (
     rng_for,
 )
 from .preprocessing import bags, sequences
-from .reading import choose_matrix, value_kind
+from .matrix import choose_matrix, value_kind
 
-# %% ../../nbs/pp/16_tokens.ipynb #5a62cd45
+# %% ../../nbs/pp/16_tokens.ipynb #d36824f9
 class Cells:
     "The expression of an AnnData, in memory or on disk, some rows at a time, as values per 10,000."
 
@@ -45,7 +45,8 @@ class Cells:
         if adata.isbacked and layer is None:
             self.X, self.var = adata.X, adata.var
         else:
-            _, self.X, self.var, kind = choose_matrix(adata, layer)
+            chosen = choose_matrix(adata, layer)
+            self.X, self.var, kind = chosen.X, chosen.var, chosen.kind
         self.kind = (
             value_kind(sp.csr_matrix(self.X[:1000]).data)[0]
             if adata.isbacked and layer is None
@@ -71,7 +72,7 @@ class Cells:
         x.eliminate_zeros()
         return x
 
-# %% ../../nbs/pp/16_tokens.ipynb #7ed0b5e3
+# %% ../../nbs/pp/16_tokens.ipynb #f05bc567
 SPECIAL = ("<PAD>", "<CLS>", "<SEP>", "<MASK>")
 PAD, CLS, SEP, MASK = range(4)
 
@@ -118,7 +119,7 @@ class Vocabulary:
     ):  # genes of a matrix -> for each gene of the vocabulary its column, -1 where there is none
         return pd.Index([str(g) for g in genes]).get_indexer(self.genes)
 
-# %% ../../nbs/pp/16_tokens.ipynb #7ed8dcad
+# %% ../../nbs/pp/16_tokens.ipynb #b092ab4d
 def vocabulary(
     adata,  # AnnData: counts, or log1p values
     *,
@@ -143,7 +144,7 @@ def vocabulary(
         [np.median(x.data[x.indptr[g] : x.indptr[g + 1]]) for g in seen],
     )
 
-# %% ../../nbs/pp/16_tokens.ipynb #b4220ff7
+# %% ../../nbs/pp/16_tokens.ipynb #d4424f21
 def _in_words(
     x, vocab, columns
 ):  # CSR over the vocabulary's genes, rows with sorted indices; what other genes hold is left out
@@ -177,7 +178,7 @@ def rank_tokens(
 def _dtype(vocab):
     return np.uint16 if len(vocab) <= 2**16 else np.uint32
 
-# %% ../../nbs/pp/16_tokens.ipynb #523cddb5
+# %% ../../nbs/pp/16_tokens.ipynb #4d9f2b79
 def value_bins(
     x,  # CSR (cells, genes), values per 10,000
     bins=16,  # quantile bins of each cell's non-zero log values
@@ -192,7 +193,7 @@ def value_bins(
         out[a:b] = 1 + np.searchsorted(edges, values[a:b], side="left")
     return out
 
-# %% ../../nbs/pp/16_tokens.ipynb #67fa1243
+# %% ../../nbs/pp/16_tokens.ipynb #6824eb87
 @dataclass
 class Encoding:
     "How cells become tokens."
@@ -253,7 +254,7 @@ def _append(
     cell, place = np.nonzero(then[:, 0])
     out[cell, :, n[cell] + 1 + place] = then[cell, :, place]
 
-# %% ../../nbs/pp/16_tokens.ipynb #3c263683
+# %% ../../nbs/pp/16_tokens.ipynb #f554c2de
 @dataclass
 class Previous:
     "Bags of the timepoint before, and which one each cell has."
@@ -306,7 +307,7 @@ def previous_bags(
         s.samples[at[:, 0], at[:, 1]],
     )
 
-# %% ../../nbs/pp/16_tokens.ipynb #848b04db
+# %% ../../nbs/pp/16_tokens.ipynb #a332c72f
 def check_lineages(
     adata,  # a cohort
     label_key,  # obs column of classes
@@ -325,7 +326,7 @@ def check_lineages(
         )
     return share
 
-# %% ../../nbs/pp/16_tokens.ipynb #9ddde6b9
+# %% ../../nbs/pp/16_tokens.ipynb #f6a985b4
 class TokenRows:
     "Rows of a token matrix that are read when they are asked for."
 
@@ -356,7 +357,7 @@ class TokenRows:
         longest = int(filled.any(0).nonzero()[0].max(initial=0)) + 1
         return torch.from_numpy(np.ascontiguousarray(part[..., :longest])).long().to(self.device)
 
-# %% ../../nbs/pp/16_tokens.ipynb #3a0b7d67
+# %% ../../nbs/pp/16_tokens.ipynb #bb69239c
 @dataclass
 class TokenData:
     "Cells as tokens, for `fit`."
@@ -425,7 +426,7 @@ class TokenData:
             ),
         )
 
-# %% ../../nbs/pp/16_tokens.ipynb #ba8e9b46
+# %% ../../nbs/pp/16_tokens.ipynb #525db49c
 def _labels(adata, label_key, classes):  # codes (-1: none), names
     if label_key is None:
         return np.full(adata.n_obs, -1), list(classes or [])
@@ -448,7 +449,7 @@ def _labels(adata, label_key, classes):  # codes (-1: none), names
         )
     return pd.Index(names).get_indexer(text).astype(np.int64), names
 
-# %% ../../nbs/pp/16_tokens.ipynb #0839d597
+# %% ../../nbs/pp/16_tokens.ipynb #a009db32
 def _said_unknown(columns, genes, vocab):  # counts what the vocabulary and the cells do not share
     missing, odd = int((columns < 0).sum()), len(genes) - int((columns >= 0).sum())
     if missing == len(columns):
@@ -464,7 +465,7 @@ def _said_unknown(columns, genes, vocab):  # counts what the vocabulary and the 
         )
     return {"unknown_genes": odd, "missing_genes": missing}
 
-# %% ../../nbs/pp/16_tokens.ipynb #82b78c6b
+# %% ../../nbs/pp/16_tokens.ipynb #ba46db99
 def token_data(
     adata,  # AnnData: counts, or log1p values
     vocab,  # Vocabulary
@@ -506,7 +507,7 @@ def token_data(
         notes={"task": "celltype", "vocabulary": vocab.hash, **counted},
     )
 
-# %% ../../nbs/pp/16_tokens.ipynb #ec28735b
+# %% ../../nbs/pp/16_tokens.ipynb #5aded77b
 def _previous_of(adata, previous, how, kind):  # the Previous of a call, or None
     if not how.previous:
         return None
@@ -544,7 +545,7 @@ def _chunks(
         )
         yield i, encode(_in_words(cells.rows(rows), vocab, columns), vocab, how, before)
 
-# %% ../../nbs/pp/16_tokens.ipynb #d9d1ea65
+# %% ../../nbs/pp/16_tokens.ipynb #a4a6e1ea
 _FORMAT = "longaml tokens 1"
 
 
@@ -568,7 +569,7 @@ def _header(adata, cells, vocab, how, label_key, groups, y, names):  # what the 
         "groups": {"names": who.tolist(), "codes": code.tolist()},
     }
 
-# %% ../../nbs/pp/16_tokens.ipynb #ff2b79e6
+# %% ../../nbs/pp/16_tokens.ipynb #4e6dce22
 def write_tokens(
     adata,  # AnnData in memory or backed: counts, or log1p values
     path,  # folder to write
@@ -604,7 +605,7 @@ def write_tokens(
     )
     return path
 
-# %% ../../nbs/pp/16_tokens.ipynb #d5f051d9
+# %% ../../nbs/pp/16_tokens.ipynb #2e5c5a7d
 def _same_file(
     path, header
 ):  # True where the finished file is this one; raises where it is another
@@ -650,7 +651,7 @@ def _write_chunks(
         tmp.write_text(json.dumps(header))
     note.unlink(missing_ok=True)
 
-# %% ../../nbs/pp/16_tokens.ipynb #34964c6d
+# %% ../../nbs/pp/16_tokens.ipynb #8aa85023
 def _read_header(path):  # the header of a token folder, or a message
     try:
         header = json.loads((Path(path) / "header.json").read_text())

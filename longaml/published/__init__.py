@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['NAMES']
 
-# %% ../../nbs/published/index.ipynb #24a99582
+# %% ../../nbs/published/index.ipynb #9350f28a
 from .. import attach_names
 
-# %% ../../nbs/published/index.ipynb #cd795c03
+# %% ../../nbs/published/index.ipynb #8f809142
 NAMES = {
-    "protocol": "run_published fit_published audit_published",
+    "networks": "fit_published",
+    "protocol": "audit_published",
+    "run": "run_published",
 }
 __getattr__, __dir__, __all__ = attach_names(__name__, NAMES)

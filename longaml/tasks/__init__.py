@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NAMES']
 
-# %% ../../nbs/tasks/index.ipynb #d5974083
+# %% ../../nbs/tasks/index.ipynb #74502fc6
 from .. import attach_names
 
-# %% ../../nbs/tasks/index.ipynb #53ca0993
+# %% ../../nbs/tasks/index.ipynb #44de77c4
 NAMES = {}
 __getattr__, __dir__, __all__ = attach_names(__name__, NAMES)

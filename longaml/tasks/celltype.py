@@ -7,7 +7,7 @@ __all__ = ['SIMPLE', 'NETWORKS', 'WITH_BEFORE', 'simple_answer', 'judge_celltype
            'like_for_like', 'calibration_table', 'calibration_error', 'plot_confusion', 'plot_calibration',
            'run_celltype', 'celltype_lines', 'annotate_file']
 
-# %% ../../nbs/tasks/53_celltype.ipynb #9d0ea793
+# %% ../../nbs/tasks/53_celltype.ipynb #34366d6e
 import shutil
 import warnings
 from dataclasses import replace
@@ -32,12 +32,13 @@ from ..experiment.store import Run, check_writable
 from ..models.celltype import CELLTYPE_TRAINING, CellTypeClassifier, _trained, annotate
 from ..models.scbmlp import recall_table
 from ..models.training import save
-from ..pl.plotting import mean_interval
-from ..pp.reading import read_cohort, read_h5ad
+from ..pl.style import mean_interval
+from ..pp.formats import read_h5ad
+from ..pp.reading import read_cohort
 from ..pp.tokens import Cells, check_lineages, previous_bags
 from .modules import cell_scores, labelled_cells, logistic_proba
 
-# %% ../../nbs/tasks/53_celltype.ipynb #fb0ccced
+# %% ../../nbs/tasks/53_celltype.ipynb #31e2fb7c
 SIMPLE = ("majority", "centroid", "logistic", "logistic_balanced")
 NETWORKS = ("transformer", "transformer_prior")
 WITH_BEFORE = ("lineage", "logistic_previous", "transformer_base")
@@ -52,7 +53,7 @@ def _certain(names, classes):
         float
     )  # answers without probabilities
 
-# %% ../../nbs/tasks/53_celltype.ipynb #78af497d
+# %% ../../nbs/tasks/53_celltype.ipynb #7056858c
 def simple_answer(
     name,  # in `SIMPLE` or `WITH_BEFORE`, but for transformer_base
     train,  # AnnData with obs["label"]
@@ -97,7 +98,7 @@ def simple_answer(
         )  # of genes that do not vary within any class: only the centroids are used
         return _certain(NearestCentroid().fit(x.toarray(), y).predict(new.toarray()), classes)
 
-# %% ../../nbs/tasks/53_celltype.ipynb #dba28dda
+# %% ../../nbs/tasks/53_celltype.ipynb #280693e6
 def judge_celltypes(
     train,  # AnnData from labelled_cells: obs "label" and "patient"
     test,  # the same for the cells that are held out
@@ -151,7 +152,7 @@ def judge_celltypes(
         )
     return pd.concat(rows, ignore_index=True)
 
-# %% ../../nbs/tasks/53_celltype.ipynb #15d59cd1
+# %% ../../nbs/tasks/53_celltype.ipynb #0fa0c35d
 def celltype_scores(
     predictions,  # from judge_celltypes or evaluate_celltypes
 ) -> pd.DataFrame:  # model, class, unit, metric, value, chance, cells
@@ -171,7 +172,7 @@ def celltype_scores(
         ignore_index=True,
     )
 
-# %% ../../nbs/tasks/53_celltype.ipynb #bec88493
+# %% ../../nbs/tasks/53_celltype.ipynb #abb7690b
 def evaluate_celltypes(
     adata,  # AnnData from labelled_cells
     *,
@@ -212,7 +213,7 @@ def evaluate_celltypes(
         )
     return pd.concat(tables, ignore_index=True)
 
-# %% ../../nbs/tasks/53_celltype.ipynb #5662988d
+# %% ../../nbs/tasks/53_celltype.ipynb #f72a8869
 _LIKE = (
     ("as common as in training", "accuracy", "transformer_prior", "logistic_previous"),
     ("as common as in training", "accuracy", "transformer_prior", "logistic"),
@@ -240,7 +241,7 @@ def like_for_like(
         rows, columns=["types", "metric", "model", "beside", "difference", "low", "high", "units"]
     )
 
-# %% ../../nbs/tasks/53_celltype.ipynb #0ed92caf
+# %% ../../nbs/tasks/53_celltype.ipynb #13a59698
 def calibration_table(
     predictions,  # from judge_celltypes or evaluate_celltypes
     *,
@@ -277,7 +278,7 @@ def calibration_error(
         "calibration error"
     )
 
-# %% ../../nbs/tasks/53_celltype.ipynb #569e39a5
+# %% ../../nbs/tasks/53_celltype.ipynb #10afe93d
 def plot_confusion(
     predictions,  # from judge_celltypes or evaluate_celltypes
     *,
@@ -315,7 +316,7 @@ def plot_confusion(
     ax.set(title=f"{model}: held-out cells", xlabel="predicted type", ylabel="true type")
     return ax
 
-# %% ../../nbs/tasks/53_celltype.ipynb #3320aa93
+# %% ../../nbs/tasks/53_celltype.ipynb #7cad3733
 def plot_calibration(
     table,  # from calibration_table
     *,
@@ -325,7 +326,7 @@ def plot_calibration(
     "Accuracy against confidence; on the diagonal a model knows how much it knows."
     import matplotlib.pyplot as plt
 
-    from longaml.pl.plotting import COLOURS
+    from longaml.pl.style import COLOURS
 
     if ax is None:
         ax = plt.subplots(figsize=(4.6, 3.8), layout="constrained")[1]
@@ -357,7 +358,7 @@ def plot_calibration(
     ax.legend(loc="upper left", fontsize=7.5, framealpha=0.6)
     return ax
 
-# %% ../../nbs/tasks/53_celltype.ipynb #5e6c8540
+# %% ../../nbs/tasks/53_celltype.ipynb #b5c89486
 def _all_rows(predictions):  # one line per model: the three scores over all cells
     s = celltype_scores(predictions)
     return (
@@ -368,7 +369,7 @@ def _all_rows(predictions):  # one line per model: the three scores over all cel
         ]
     )
 
-# %% ../../nbs/tasks/53_celltype.ipynb #8e5fdb8a
+# %% ../../nbs/tasks/53_celltype.ipynb #b06de460
 def _training_cells(
     path, label_key, donor_key, layer, previous, read, seed
 ):  # cells from labelled_cells, Previous or None
@@ -396,7 +397,7 @@ def _training_cells(
     cells.obs[LINEAGE] = adata.obs[LINEAGE].astype(str).to_numpy()[known]
     return cells, before.take(known)
 
-# %% ../../nbs/tasks/53_celltype.ipynb #08f90f80
+# %% ../../nbs/tasks/53_celltype.ipynb #57e72637
 def run_celltype(
     path,  # an .h5ad file; with `previous`, a cohort on disk (see read_cohort)
     out,  # folder of the model
@@ -457,7 +458,7 @@ def run_celltype(
         run, cells, before, said, settings | {"how": how, "previous": previous, "seed": seed}
     )
 
-# %% ../../nbs/tasks/53_celltype.ipynb #43021a33
+# %% ../../nbs/tasks/53_celltype.ipynb #c4efd3e0
 def _finish_celltype(run, cells, before, said, settings):  # the model, tables, figures, summary
     scores, calibration = celltype_scores(said), calibration_table(said)
     for name, table in (
@@ -494,7 +495,7 @@ def _finish_celltype(run, cells, before, said, settings):  # the model, tables, 
         "summary": "\n".join([*lines, f"the model is in {run.out}"]),
     }
 
-# %% ../../nbs/tasks/53_celltype.ipynb #19479aa1
+# %% ../../nbs/tasks/53_celltype.ipynb #c9572494
 def celltype_lines(
     said,  # predictions of evaluate_celltypes
     units,  # "patients" or "blocks of cells"
@@ -531,7 +532,7 @@ def celltype_lines(
         "calibration error: " + ", ".join(f"{m} {error[m]:.3f}" for m in ("logistic", *NETWORKS))
     ]
 
-# %% ../../nbs/tasks/53_celltype.ipynb #b47db5d0
+# %% ../../nbs/tasks/53_celltype.ipynb #3e688c0e
 def annotate_file(
     path,  # an .h5ad file; for a model with the timepoint before, a cohort on disk
     model,  # folder that run_celltype wrote, or its model.pt

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cross_contributions', 'earlier_gene_scores', 'partial_correlation', 'exchanged', 'rank_earlier_genes']
 
-# %% ../../nbs/tasks/52_earlier_genes.ipynb #80d3358d
+# %% ../../nbs/tasks/52_earlier_genes.ipynb #64362a31
 from dataclasses import replace
 from functools import partial
 
@@ -30,7 +30,7 @@ from longaml.models.forecasters import (
 from ..tl.permutation import align_scores, patient_mean, strata_of, studentise
 from ..tl.ranking import Ranked, ranking_table
 
-# %% ../../nbs/tasks/52_earlier_genes.ipynb #bf79471b
+# %% ../../nbs/tasks/52_earlier_genes.ipynb #c2a851c1
 def _direction(r):
     return r / np.maximum(
         np.linalg.norm(r, axis=1, keepdims=True), 1e-12
@@ -67,7 +67,7 @@ def _network_contributions(model, f, goal):  # (n, G)
         ).sum(1)
     return (model.shrinkage / len(model.fits) * total).cpu().numpy()
 
-# %% ../../nbs/tasks/52_earlier_genes.ipynb #a38c573c
+# %% ../../nbs/tasks/52_earlier_genes.ipynb #b5061a17
 def cross_contributions(
     model,  # a fitted Ridge or Network
     f,  # Forecasts of patients that it has not seen
@@ -80,7 +80,7 @@ def cross_contributions(
         return model._features(f) * (goal @ model.coef.T)
     return _network_contributions(model, f, goal)
 
-# %% ../../nbs/tasks/52_earlier_genes.ipynb #41edf730
+# %% ../../nbs/tasks/52_earlier_genes.ipynb #56895225
 def earlier_gene_scores(
     make,  # () -> an unfitted Ridge or Network
     f,  # Forecasts
@@ -119,7 +119,7 @@ def partial_correlation(
     np.fill_diagonal(pcor, 0)
     return (pcor**2).mean(1)
 
-# %% ../../nbs/tasks/52_earlier_genes.ipynb #b4084c0d
+# %% ../../nbs/tasks/52_earlier_genes.ipynb #120ea908
 def exchanged(
     f,  # Forecasts
     seed,  # of the exchange
@@ -136,7 +136,7 @@ def exchanged(
         pick[i] = rng.choice(same if len(same) else theirs)
     return replace(f, x=f.x[pick], mask=f.mask[pick])
 
-# %% ../../nbs/tasks/52_earlier_genes.ipynb #601863b4
+# %% ../../nbs/tasks/52_earlier_genes.ipynb #21113aa7
 def rank_earlier_genes(
     model,  # "ridge", "partial_correlation", or a registered model that reads sequences
     f,  # Forecasts
@@ -204,7 +204,7 @@ def rank_earlier_genes(
         null,
     )
 
-# %% ../../nbs/tasks/52_earlier_genes.ipynb #2108880f
+# %% ../../nbs/tasks/52_earlier_genes.ipynb #c7ad42ff
 def _top_frequency(
     score, f, k, halves, seed
 ):  # (G,) how often among the top k of random half-cohorts

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['evaluate_forecast', 'forecast_lines', 'run_forecasts']
 
-# %% ../../nbs/tasks/51_forecast.ipynb #13542059
+# %% ../../nbs/tasks/51_forecast.ipynb #e4172f6f
 from functools import partial
 
 import numpy as np
@@ -25,7 +25,7 @@ from longaml.models.forecasters import (
 from ..pp.preprocessing import bags, variable_genes
 from .earlier_genes import rank_earlier_genes
 
-# %% ../../nbs/tasks/51_forecast.ipynb #bcdb7a29
+# %% ../../nbs/tasks/51_forecast.ipynb #84303a6c
 def evaluate_forecast(
     bagged,  # AnnData from bags
     target,  # the timepoint asked for
@@ -71,7 +71,7 @@ def evaluate_forecast(
         "predicted": predicted,
     }
 
-# %% ../../nbs/tasks/51_forecast.ipynb #4f9f4cac
+# %% ../../nbs/tasks/51_forecast.ipynb #d1471d23
 def forecast_lines(
     evaluation,  # rows of `forecast_table`
     tests,  # rows of `cross_gene_test`
@@ -103,7 +103,7 @@ def forecast_lines(
             )
     return lines
 
-# %% ../../nbs/tasks/51_forecast.ipynb #ce8e46c2
+# %% ../../nbs/tasks/51_forecast.ipynb #9837a928
 def _targets(adata, task):  # timepoints asked for
     times = timepoints_of(adata)
     return times[-1:] if task == "forecast" else times[1:-1]
@@ -130,7 +130,7 @@ def _evaluated(
 
     return run.step(f"{task}/{target}/evaluate", one)
 
-# %% ../../nbs/tasks/51_forecast.ipynb #4168946d
+# %% ../../nbs/tasks/51_forecast.ipynb #960f0e50
 def _figures(
     result, task, target, run, models
 ):  # skill per patient; the forecast of the patient with the median skill
@@ -161,7 +161,7 @@ def _figures(
         ),
     )
 
-# %% ../../nbs/tasks/51_forecast.ipynb #01e87666
+# %% ../../nbs/tasks/51_forecast.ipynb #fa11d694
 def _asked(bagged, n_genes):  # the genes asked about; None: all
     return None if bagged.n_vars <= n_genes else variable_genes(bagged, n_top=n_genes)
 
@@ -178,7 +178,7 @@ def _ranked(
         )
     return tables, lines
 
-# %% ../../nbs/tasks/51_forecast.ipynb #5d01274d
+# %% ../../nbs/tasks/51_forecast.ipynb #5f881812
 def run_forecasts(
     adata,  # a cohort
     run,  # a Run: where steps, tables and figures go

@@ -6,7 +6,7 @@
 __all__ = ['labelled_cells', 'evaluate_cells', 'logistic_proba', 'cell_scores', 'outputs_of', 'module_tables', 'pair_tables',
            'plot_module_table', 'module_lines', 'run_modules']
 
-# %% ../../nbs/tasks/55_modules.ipynb #d3eeecdc
+# %% ../../nbs/tasks/55_modules.ipynb #28fbc09f
 from dataclasses import replace
 
 import numpy as np
@@ -33,11 +33,12 @@ from longaml.models.scbmlp import (
     cell_data,
     recall_table,
 )
-from ..pl.plotting import mean_interval
+from ..pl.style import mean_interval
 from ..pp.preprocessing import log_per_10k
-from ..pp.reading import choose_matrix, read_h5ad
+from ..pp.formats import read_h5ad
+from ..pp.matrix import choose_matrix
 
-# %% ../../nbs/tasks/55_modules.ipynb #e61e7eb1
+# %% ../../nbs/tasks/55_modules.ipynb #f16ec8c3
 def labelled_cells(
     adata,  # AnnData
     *,
@@ -55,7 +56,8 @@ def labelled_cells(
         check_column(adata.obs, label_key, "label", "Name it with label_key=..."), min_cells
     )
     keep = label.isin(classes).to_numpy()
-    slot, X, var, kind = choose_matrix(adata, layer)
+    chosen = choose_matrix(adata, layer)
+    slot, X, var, kind = chosen.slot, chosen.X, chosen.var, chosen.kind
     X = log_per_10k(X[keep]) if kind == "counts" else X[keep]
     obs = pd.DataFrame(
         {"label": pd.Categorical(label[keep], classes)}, index=adata.obs_names[keep].astype(str)
@@ -72,7 +74,7 @@ def labelled_cells(
     }
     return out
 
-# %% ../../nbs/tasks/55_modules.ipynb #6272b41a
+# %% ../../nbs/tasks/55_modules.ipynb #ce25243f
 def _classes(
     column, min_cells
 ):  # labels as text (missing: None), the classes that have enough cells
@@ -129,7 +131,7 @@ def _column(
         .to_numpy()[keep]
     )
 
-# %% ../../nbs/tasks/55_modules.ipynb #68700b8c
+# %% ../../nbs/tasks/55_modules.ipynb #89ff2de7
 def evaluate_cells(
     adata,  # AnnData from labelled_cells
     *,
@@ -167,7 +169,7 @@ def evaluate_cells(
         ignore_index=True,
     )
 
-# %% ../../nbs/tasks/55_modules.ipynb #ec504727
+# %% ../../nbs/tasks/55_modules.ipynb #4ead0677
 def logistic_proba(
     x,  # (cells, genes) log-normalised values of the training cells
     y,  # (cells,) their classes
@@ -197,7 +199,7 @@ def _fold_answers(train, test, hidden, centre, seed, device):  # {model: classes
         "scbmlp": net.predict(test).to_numpy(),
     }
 
-# %% ../../nbs/tasks/55_modules.ipynb #b2f1ea64
+# %% ../../nbs/tasks/55_modules.ipynb #c281a5fd
 def cell_scores(
     model,  # name
     truth,  # Series of classes, cell by cell
@@ -274,7 +276,7 @@ def cell_scores(
     table.insert(2, "unit", "all")
     return pd.concat([table, each], ignore_index=True)
 
-# %% ../../nbs/tasks/55_modules.ipynb #06d1a6d5
+# %% ../../nbs/tasks/55_modules.ipynb #a1765054
 def outputs_of(
     adata,  # AnnData from labelled_cells
 ) -> list:  # classes, or the one contrast of two
@@ -282,7 +284,7 @@ def outputs_of(
     classes = list(adata.obs["label"].cat.categories)
     return [(classes[1], classes[0])] if len(classes) == 2 else classes
 
-# %% ../../nbs/tasks/55_modules.ipynb #19559adf
+# %% ../../nbs/tasks/55_modules.ipynb #17da62eb
 def module_tables(
     adata,  # AnnData from labelled_cells
     output,  # a class, or (a, b)
@@ -325,7 +327,7 @@ def module_tables(
         )
     return pd.concat(rows, ignore_index=True), spectrum
 
-# %% ../../nbs/tasks/55_modules.ipynb #0abc96a6
+# %% ../../nbs/tasks/55_modules.ipynb #7de56a46
 def pair_tables(
     adata,  # AnnData from labelled_cells
     outputs,  # from outputs_of
@@ -363,7 +365,7 @@ def _slug(output):
         output if isinstance(output, str) else "-against-".join(output)
     )  # an output's name as a file name
 
-# %% ../../nbs/tasks/55_modules.ipynb #d7e60f99
+# %% ../../nbs/tasks/55_modules.ipynb #92306739
 def _module_step(adata, output, how, seed):  # what a run keeps of an output's modules
     table, s = module_tables(
         adata,
@@ -414,7 +416,7 @@ def plot_module_table(
     ax.tick_params(axis="y", labelsize=7)
     return ax
 
-# %% ../../nbs/tasks/55_modules.ipynb #704fee19
+# %% ../../nbs/tasks/55_modules.ipynb #7fb345c2
 def _module_figures(kept, pairs, run):  # spectrum, modules and pairs of an output
     from longaml.models import interactions as m
 
@@ -431,7 +433,7 @@ def _module_figures(kept, pairs, run):  # spectrum, modules and pairs of an outp
         )
         run.figure(f"pairs-{name}", ax)
 
-# %% ../../nbs/tasks/55_modules.ipynb #82bdb0e9
+# %% ../../nbs/tasks/55_modules.ipynb #e2207df9
 def module_lines(
     evaluation,  # from evaluate_cells
     tables,  # modules.csv
@@ -468,7 +470,7 @@ def module_lines(
         )
     return lines
 
-# %% ../../nbs/tasks/55_modules.ipynb #469be67b
+# %% ../../nbs/tasks/55_modules.ipynb #7f6bc511
 def _paired(
     evaluation,
 ):  # mean difference in accuracy of the network and logistic regression, and its 95% interval by Student's t over units
@@ -478,7 +480,7 @@ def _paired(
     mean, half = mean_interval(wide["scbmlp"] - wide["logistic"])
     return mean, mean - half, mean + half
 
-# %% ../../nbs/tasks/55_modules.ipynb #e7583491
+# %% ../../nbs/tasks/55_modules.ipynb #525279fd
 def run_modules(
     path,  # an .h5ad file
     out,  # run directory
@@ -519,7 +521,7 @@ def run_modules(
     with threadpool_limits(1):
         return _run(adata[:, _variable(adata, n_genes)].copy(), run, how, seed)
 
-# %% ../../nbs/tasks/55_modules.ipynb #c6936555
+# %% ../../nbs/tasks/55_modules.ipynb #559d24c6
 def _checked(n_genes, pair_genes, nulls, device):  # the options of a run
     device_for(device)
     if not 2 <= pair_genes <= 500:
@@ -538,7 +540,7 @@ def _checked(n_genes, pair_genes, nulls, device):  # the options of a run
         "device": device,
     }
 
-# %% ../../nbs/tasks/55_modules.ipynb #b1287f93
+# %% ../../nbs/tasks/55_modules.ipynb #01929b29
 def _run(adata, run, how, seed):  # steps, tables, figures, summary
     how = how | {"centre": SAMPLE if adata.obs[SAMPLE].nunique() > 1 else None}
     outputs, units = outputs_of(adata), adata.uns[UNS]["units"]

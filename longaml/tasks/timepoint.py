@@ -8,7 +8,7 @@ __all__ = ['FLOORS', 'BASELINES', 'NETWORKS', 'PER_BAG', 'NETWORK_CHANGES', 'NET
            'make_model', 'network_proba', 'predict_state', 'prediction_table', 'evaluation_table', 'evaluate_state',
            'state_scorer', 'rank_state', 'input_changes', 'gene_times', 'reach']
 
-# %% ../../nbs/tasks/50_timepoint.ipynb #a0c0fda2
+# %% ../../nbs/tasks/50_timepoint.ipynb #06ea0616
 import math
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -47,19 +47,19 @@ from ..models.classical import BayesianRidge, FactorModel
 from ..models.training import Training, build, fit
 from ..pp.preprocessing import patient_folds, state_sets, variable_genes
 from ..tl.differential_expression import moderated_t, paired_differences
-from ..tl.networks import rank_network_change
+from ..tl.network_changes import rank_network_change
+from ..tl.checks import input_change
 from longaml.tl.permutation import (
     design_of,
     held_out_scorer,
-    input_change,
     paired_scorer,
     patient_mean,
     permute_libraries,
-    power,
 )
+from ..tl.ranking import power
 from ..tl.ranking import rank_scorer
 
-# %% ../../nbs/tasks/50_timepoint.ipynb #9997a076
+# %% ../../nbs/tasks/50_timepoint.ipynb #e8d89cc0
 FLOORS = ("majority", "patient_lineage", "technical")
 BASELINES = {
     "majority": Majority,
@@ -116,7 +116,7 @@ def chosen_models(
     )
     return list(dict.fromkeys([*FLOORS, *names]))
 
-# %% ../../nbs/tasks/50_timepoint.ipynb #1e3d92cc
+# %% ../../nbs/tasks/50_timepoint.ipynb #e3a5db39
 MIN_PATIENTS = 3  # a contrast with fewer patients is listed and not evaluated
 
 
@@ -142,7 +142,7 @@ def coverage(
         ]
     return pd.DataFrame(rows, columns=["contrast", "lineage", "patients", "sets", "evaluated"])
 
-# %% ../../nbs/tasks/50_timepoint.ipynb #2956fb16
+# %% ../../nbs/tasks/50_timepoint.ipynb #eaade46d
 def gene_chooser(
     bagged, n_genes
 ):  # training patients -> genes that a fit may read; None where the cohort has no more than that
@@ -164,7 +164,7 @@ def make_model(
     make, choose = (makers or BASELINES)[name], gene_chooser(bagged, n_genes)
     return make if name in FLOORS or choose is None else lambda: SelectGenes(make, choose)
 
-# %% ../../nbs/tasks/50_timepoint.ipynb #be2f9a22
+# %% ../../nbs/tasks/50_timepoint.ipynb #001e5eae
 def network_proba(
     name,  # in `NETWORKS`
     sets,  # Sequences
@@ -186,7 +186,7 @@ def network_proba(
     )
     return held_out_mean(fits, sets, lambda f, s: f.predict_proba(s)), fits
 
-# %% ../../nbs/tasks/50_timepoint.ipynb #6509957c
+# %% ../../nbs/tasks/50_timepoint.ipynb #3d069df7
 def predict_state(
     bagged,  # AnnData from bags
     timepoints,  # the timepoints to tell apart, earliest first
@@ -220,7 +220,7 @@ def predict_state(
             )
     return sets, out, fits
 
-# %% ../../nbs/tasks/50_timepoint.ipynb #f1699a6a
+# %% ../../nbs/tasks/50_timepoint.ipynb #a4223cbd
 def _contrast_of(sets):
     return contrast_name(*sets.timepoints[::-1]) if len(sets.timepoints) == 2 else ALL
 
@@ -267,7 +267,7 @@ def prediction_table(
         ]
     ]
 
-# %% ../../nbs/tasks/50_timepoint.ipynb #fc65b825
+# %% ../../nbs/tasks/50_timepoint.ipynb #0c8b8606
 def evaluation_table(
     sets,  # Sequences
     proba,  # {model: (n, T, K) held-out probabilities}
@@ -295,7 +295,7 @@ def evaluate_state(
     "Balanced accuracy and AUROC of each held-out patient, for every model under the same folds and bags."
     return evaluation_table(*predict_state(bagged, timepoints, **options)[:2])
 
-# %% ../../nbs/tasks/50_timepoint.ipynb #81693e5a
+# %% ../../nbs/tasks/50_timepoint.ipynb #ff433112
 def state_scorer(
     name,  # in `RANKERS`
     bagged,  # AnnData from bags
@@ -336,7 +336,7 @@ def state_scorer(
         pd.DataFrame(change, index=np.unique(sets.patients), columns=sets.genes),
     )
 
-# %% ../../nbs/tasks/50_timepoint.ipynb #34a76d2b
+# %% ../../nbs/tasks/50_timepoint.ipynb #754d2a58
 def _network_scorer(name, bagged, sets, folds, n_genes, device):
     return network_scorer(
         partial(build, name, sets),
@@ -346,7 +346,7 @@ def _network_scorer(name, bagged, sets, folds, n_genes, device):
         how=replace(RANKING, device=device),
     )
 
-# %% ../../nbs/tasks/50_timepoint.ipynb #007d8c0a
+# %% ../../nbs/tasks/50_timepoint.ipynb #127caeef
 AT_ONCE = {
     "paired_de": 50,
     **dict.fromkeys(NETWORKS, 5),
@@ -380,6 +380,7 @@ def rank_state(
             halves=halves,
             k=min(k, 20),
             seed=seed,
+            name=f"{slug(contrast_name(*contrast))}/{model}",
             step=step,
         )
     scorer, design, change = state_scorer(
@@ -401,7 +402,7 @@ def rank_state(
         step=step,
     )
 
-# %% ../../nbs/tasks/50_timepoint.ipynb #169a86cb
+# %% ../../nbs/tasks/50_timepoint.ipynb #c7d1191b
 def _whole(
     name, bagged, pair, run, how
 ):  # a model trained on every patient of a contrast; networks are kept as checkpoints
@@ -432,7 +433,7 @@ def input_changes(
     }
     return {m: input_change(model.predict_proba, sets) for m, (sets, model) in trained.items()}
 
-# %% ../../nbs/tasks/50_timepoint.ipynb #db6a5ba1
+# %% ../../nbs/tasks/50_timepoint.ipynb #89419967
 def gene_times(
     bulk,  # AnnData from pseudobulk
     genes,  # genes to follow
@@ -456,7 +457,7 @@ def gene_times(
         .T
     )
 
-# %% ../../nbs/tasks/50_timepoint.ipynb #6ef91014
+# %% ../../nbs/tasks/50_timepoint.ipynb #368c94bd
 def reach(
     bagged,  # AnnData from bags
     pairs,  # (later, earlier) contrasts

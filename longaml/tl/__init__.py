@@ -5,16 +5,19 @@
 # %% auto #0
 __all__ = ['NAMES']
 
-# %% ../../nbs/tl/index.ipynb #e6899bfb
+# %% ../../nbs/tl/index.ipynb #73ce823d
 from .. import attach_names
 
-# %% ../../nbs/tl/index.ipynb #ebf48d43
+# %% ../../nbs/tl/index.ipynb #aab22d0f
 NAMES = {
-    "permutation": (
-        "permute_libraries p_values q_values stability power audit as_ranking as_scanpy"
-    ),
-    "differential_expression": "differential_expression deseq2",
+    "permutation": "permute_libraries p_values q_values",
+    "checks": "audit as_ranking",
+    "ranking": "stability power",
+    "differential_expression": "differential_expression deseq2 as_scanpy",
     "factors": "fit_factors activities factor_stability factor_changes leading_genes",
-    "networks": ("correlation_matrix correlation_test compare_networks bdm rank_network_change"),
+    "networks": "correlation_matrix correlation_test",
+    "network_comparison": "compare_networks",
+    "block_decomposition": "bdm",
+    "network_changes": "rank_network_change",
 }
 __getattr__, __dir__, __all__ = attach_names(__name__, NAMES)

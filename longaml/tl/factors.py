@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['gene_spread', 'Factors', 'nmf_fit', 'unit_rows', 'fit_factors', 'activities', 'factor_stability', 'chosen_k',
-           'plot_factor_stability', 'leading_genes', 'factor_changes', 'plot_factor_changes']
+           'leading_genes', 'factor_changes']
 
-# %% ../../nbs/tl/24_factors.ipynb #cadc7b0b
+# %% ../../nbs/tl/24_factors.ipynb #30290747
 import warnings
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ from longaml.core import (
 from .differential_expression import paired_differences
 from .permutation import q_values
 
-# %% ../../nbs/tl/24_factors.ipynb #feb5a274
+# %% ../../nbs/tl/24_factors.ipynb #c2d34cd2
 def _values(adata, genes=None):  # (rows, genes) float64, checked; `genes` in their order
     if genes is not None:
         where = adata.var_names.get_indexer(list(genes))
@@ -51,7 +51,7 @@ def gene_spread(
     scale = x.std(0)
     return np.where(scale < 1e-8, np.inf, scale)
 
-# %% ../../nbs/tl/24_factors.ipynb #321695e7
+# %% ../../nbs/tl/24_factors.ipynb #bd4e1f92
 @dataclass
 class Factors:
     "Modules of genes, and what they were fitted on."
@@ -83,7 +83,7 @@ def nmf_fit(
             NMF(k, init=init, tol=1e-4, max_iter=500, random_state=seed % 2**31).fit(x).components_
         )
 
-# %% ../../nbs/tl/24_factors.ipynb #19784beb
+# %% ../../nbs/tl/24_factors.ipynb #565ea1bf
 def unit_rows(h):
     return h / np.maximum(np.linalg.norm(h, axis=1, keepdims=True), 1e-12)
 
@@ -95,7 +95,7 @@ def _activity(x, h):  # (rows, k) non-negative least squares of every row by its
         [optimize.nnls(root.T, b)[0] for b in linalg.solve_triangular(root, h @ x.T, lower=True).T]
     ).reshape(len(x), len(h))
 
-# %% ../../nbs/tl/24_factors.ipynb #a3715ae3
+# %% ../../nbs/tl/24_factors.ipynb #7c60215d
 def fit_factors(
     adata,  # AnnData from pseudobulk or bags
     k,  # modules
@@ -131,7 +131,7 @@ def fit_factors(
         float(best[0]),
     )
 
-# %% ../../nbs/tl/24_factors.ipynb #4d0aca18
+# %% ../../nbs/tl/24_factors.ipynb #b7cacb79
 def activities(
     factors,  # from fit_factors
     adata,  # AnnData with the same genes, of any patients
@@ -147,7 +147,7 @@ def activities(
         uns=dict(adata.uns),
     )
 
-# %% ../../nbs/tl/24_factors.ipynb #dc9d6c60
+# %% ../../nbs/tl/24_factors.ipynb #fc976710
 def _agreement(
     a, b
 ):  # mean correlation over genes of the loadings of two fits, best matched (Kuhn, 1955)
@@ -164,7 +164,7 @@ def _half(x, who, names, k, rng):  # loadings of a random half of the patients f
         )
     return nmf_fit(rows / gene_spread(rows), k, int(rng.integers(2**31)))
 
-# %% ../../nbs/tl/24_factors.ipynb #d8b6a2f4
+# %% ../../nbs/tl/24_factors.ipynb #10f995ba
 def factor_stability(
     adata,  # AnnData from pseudobulk or bags
     ks=range(2, 11),  # numbers of modules
@@ -195,7 +195,7 @@ def factor_stability(
             ]
     return pd.DataFrame(rows, columns=["k", "data", "fit", "agreement"])
 
-# %% ../../nbs/tl/24_factors.ipynb #3cd14b5d
+# %% ../../nbs/tl/24_factors.ipynb #98e7266b
 def chosen_k(
     table,  # from factor_stability
 ) -> int:  # modules; 0: no number is plainly more stable than permuted genes
@@ -204,28 +204,7 @@ def chosen_k(
     k = (wide["observed"].mean() - wide["permuted genes"].mean()).idxmax()
     return int(k) if wide["observed"][k].min() > wide["permuted genes"][k].max() else 0
 
-
-def plot_factor_stability(
-    table,  # from factor_stability
-    *,
-    ax=None,  # axes to draw into
-):  # Axes
-    "Agreement of modules between halves of the patients, by their number, observed and with permuted genes."
-    import matplotlib.pyplot as plt
-
-    if ax is None:
-        ax = plt.subplots(figsize=(5, 2.8), layout="constrained")[1]
-    for (kind, rows), colour in zip(table.groupby("data"), ("#0072B2", "#999999")):
-        ax.plot(rows["k"], rows["agreement"], "o", ms=3, alpha=0.4, color=colour)
-        ax.plot(rows.groupby("k")["agreement"].mean(), color=colour, label=kind)
-    if k := chosen_k(table):
-        ax.axvline(k, color="black", ls=":", lw=1, label=f"chosen: {k}")
-    ax.set(xlabel="modules", ylabel="agreement of halves", ylim=(None, 1))
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8, bbox_to_anchor=(1, 1), loc="upper left")
-    return ax
-
-# %% ../../nbs/tl/24_factors.ipynb #efce32e2
+# %% ../../nbs/tl/24_factors.ipynb #b70bd502
 def leading_genes(
     factors,  # from fit_factors
     *,
@@ -243,7 +222,7 @@ def leading_genes(
         }
     )
 
-# %% ../../nbs/tl/24_factors.ipynb #90397d82
+# %% ../../nbs/tl/24_factors.ipynb #e0fff97b
 def factor_changes(
     activity,  # AnnData from activities
     *,
@@ -282,38 +261,3 @@ def factor_changes(
         )
     out = pd.concat(tables, ignore_index=True)
     return out.assign(q_value=out.groupby("contrast", sort=False)["p_value"].transform(q_values))
-
-# %% ../../nbs/tl/24_factors.ipynb #e5b0cfe5
-def plot_factor_changes(
-    activity,  # AnnData from activities
-    *,
-    lineage=ALL,  # a lineage, or the mean over all
-    contrast=None,  # (later, earlier); None: the widest
-    ax=None,  # axes to draw into
-):  # Axes
-    "Change of every module's activity in every patient, with the mean."
-    import matplotlib.pyplot as plt
-
-    times = timepoints_of(activity)
-    d = paired_differences(activity, contrast := contrast or (times[-1], times[0]), lineage=lineage)
-    if ax is None:
-        ax = plt.subplots(figsize=(6, 0.8 + 0.3 * d.shape[1]), layout="constrained")[1]
-    for i, (name, v) in enumerate(d.items()):
-        ax.plot(
-            v,
-            i + rng_for(0, name).uniform(-0.15, 0.15, len(v)),
-            "o",
-            ms=4,
-            alpha=0.6,
-            color="#0072B2",
-        )
-        ax.plot(v.mean(), i, "|", ms=16, mew=2, color="black")
-    ax.axvline(0, color="grey", ls=":")
-    ax.invert_yaxis()
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.set_yticks(range(d.shape[1]), d.columns)
-    ax.set(
-        xlabel="change of activity in each patient (bar: mean)",
-        title=f"{contrast[0]} against {contrast[1]}, {'all lineages' if lineage == ALL else lineage}",
-    )
-    return ax

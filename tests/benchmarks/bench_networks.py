@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_networks.py           # graphs of 100 and 1,000 genes; 2,000 genes x 500 samples
     python tests/benchmarks/bench_networks.py --quick   # small cases, for the tests
 
-Deletions: the value without each gene, by zeros in its row and column. Three sides of the same run must agree: la.tl.networks.node_impact (touched blocks, all genes at once); la.tl.bdm of each matrix (the whole matrix again, by array operations);
+Deletions: the value without each gene, by zeros in its row and column. Three sides of the same run must agree: la.tl.block_decomposition.node_impact (touched blocks, all genes at once); la.tl.bdm of each matrix (the whole matrix again, by array operations);
 and a plain loop over blocks with a dictionary of counts, the way the method is usually written, at 1,000 genes for a few genes and scaled to all of them, which the line says.
 Densities 0.05 (the default of la.tl.networks.adjacency) and 0.3. The touched blocks are timed seven times, the median counts. The exit status is 1 where sides differ. Threads are as the environment says (OMP_NUM_THREADS).
 """
@@ -20,7 +20,8 @@ from rows import row
 from scipy import stats
 
 from longaml.core import rng_for
-from longaml.tl.networks import _START, bdm, correlation_matrix, load_ctm, node_impact
+from longaml.tl.block_decomposition import _START, bdm, load_ctm, node_impact
+from longaml.tl.networks import correlation_matrix
 
 LARGEST = 1e-6  # bits of a deletion that may differ
 RANKS = 1e-10  # of a correlation

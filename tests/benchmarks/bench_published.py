@@ -1,12 +1,18 @@
-"""The published protocol, all patients as one fit against one after the other, and all knockouts in one pass against the loop.
+"""The published protocol: all patients as one fit, and all knockouts in one pass, against loops.
 
     python tests/benchmarks/bench_published.py           # 10 patients x 5,000 genes
     python tests/benchmarks/bench_published.py --quick   # 2 patients x 92 genes, for the tests
 
-Both sides run in one process. One side of the training is `fit_published`; the other is a plain loop over patients and batches of networks made of PyTorch's own layers (nn.MultiheadAttention, nn.LayerNorm, nn.LSTM) and torch.optim.Adam, without the
-published data loader, which would cost it more. Both train 5 of the 50 epochs; every epoch costs the same. Nothing is dropped out, so that losses and outputs must agree: both sides are trained once more in double precision, and the exit
-status is 1 where they differ. (In single precision, rounding grows from step to step; how far is printed too.)
-One side of the knockouts is `published_knockouts`; the other runs all genes again for every gene. Where that loop is timed on some genes only, the line says so. Threads are as the environment says (OMP_NUM_THREADS).
+Both sides run in one process. One side of the training is `fit_published`; the other is a loop over
+patients and batches of networks made of PyTorch's own layers (nn.MultiheadAttention,
+nn.LayerNorm, nn.LSTM) and torch.optim.Adam, without the published data loader, which would cost it
+more. Both train 5 of the 50 epochs; every epoch costs the same. Nothing is dropped out, so that
+losses and outputs must agree: both sides are trained once more in double precision, and the exit
+status is 1 where they differ. (In single precision, rounding grows from step to step; how far is
+printed too.)
+One side of the knockouts is `published_knockouts`; the other runs all genes again for every gene.
+Where that loop is timed on some genes only, the line says so. Threads are as the environment says
+(OMP_NUM_THREADS).
 """
 
 import argparse
@@ -17,23 +23,23 @@ from dataclasses import replace
 
 os.environ.setdefault("LONGAML_PROGRESS", "0")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from longaml.published.protocol.protocol import (
+import numpy as np
+import torch
+from rows import row
+from torch import nn
+
+from longaml.core import rng_for
+from longaml.published.networks import (
     METRICS,
     PUBLISHED_MODELS,
     PublishedFit,
-    Trajectories,
-    _accuracy_f1,
-    _alone,
-    _started,
+    Schedule,
     fit_published,
-    published_knockouts,
-)  # noqa: E402
-from rows import row  # noqa: E402
-from torch import nn  # noqa: E402
-
-from longaml.core import rng_for  # noqa: E402
+    fresh_networks,
+    train_alone,
+)
+from longaml.published.protocol import accuracy_f1, published_knockouts
+from longaml.published.trajectories import Trajectories
 
 LARGEST = 1e-6  # difference of a loss, an output or a knockout that is still agreement
 
@@ -61,11 +67,11 @@ class Attention(nn.Module):
 
     def __init__(self, net):
         super().__init__()
-        self.attention, self.norms = (
-            nn.MultiheadAttention(1, 1, batch_first=True),
-            nn.ModuleList([nn.LayerNorm(1, eps=1e-6) for _ in range(2)]),
-        )
-        self.inner, self.outer, self.head = net.inner, net.outer, net.head
+        self.attention = nn.MultiheadAttention(1, 1, batch_first=True)
+        self.norms = nn.ModuleList([nn.LayerNorm(1, eps=1e-6) for _ in range(2)])
+        self.inner = net.inner
+        self.outer = net.outer
+        self.head = net.head
         with torch.no_grad():
             for name in ("weight", "bias"):
                 getattr(self.attention, f"in_proj_{name}").copy_(getattr(net.qkv, name))
@@ -84,8 +90,8 @@ class Recurrent(nn.Module):
         super().__init__()
         both = hasattr(layer, "forwards")
         parts = {"": layer.forwards, "_reverse": layer.backwards} if both else {"": layer}
-        width, inputs = parts[""].width, parts[""].weight_ih.shape[1]
-        self.lstm = nn.LSTM(inputs, width, batch_first=True, bidirectional=both)
+        inputs = parts[""].weight_ih.shape[1]
+        self.lstm = nn.LSTM(inputs, parts[""].width, batch_first=True, bidirectional=both)
         with torch.no_grad():
             for end, part in parts.items():
                 for k, p in part.named_parameters():
@@ -106,7 +112,7 @@ def plain(model, net):
 
 
 def timed(side):
-    "The result and the seconds of a side; one of less than 3 s is run three times, and the best counts."
+    "The result and the seconds of a side; the best of three where it takes less than 3 s."
     seconds = []
     while not seconds or (len(seconds) < 3 and seconds[0] < 3):
         start = time.perf_counter()
@@ -122,42 +128,45 @@ def both(model, data, epochs):
     )
 
     def alone():
+        networks = fresh_networks(model, data.patients, dropout=False)
         return [
-            _alone(plain(model, n), x[..., None], y, data.splits, epochs, 0)
-            for n, x, y in zip(_started(model, data.patients, 0, False, False), data.x, data.y)
+            train_alone(plain(model, n), x[..., None], y, data.splits, Schedule(epochs))
+            for n, x, y in zip(networks, data.x, data.y)
         ]
 
     many, theirs = timed(alone)
     with torch.no_grad():
         out = torch.stack([n(x[..., None]) for (n, _), x in zip(many, data.x)])
-    losses = np.abs(one.history - np.array([h for _, h in many]))[
-        ..., [METRICS.index(k) for k in ("loss", "val_loss")]
-    ]
-    return ours, theirs, max(float(losses.max()), float((one.outputs() - out).abs().max()))
+    history = np.array([h for _, h in many])
+    losses = [METRICS.index(k) for k in ("loss", "val_loss")]
+    differs = np.abs(one.history - history)[..., losses].max()
+    return ours, theirs, max(float(differs), float((one.outputs() - out).abs().max()))
 
 
 def training(model, data, epochs):
     "Time both forms of training; their largest difference in double precision, after one epoch."
-    fit_published(
-        data, model, epochs=1, dropout=False, device="cpu"
-    )  # warms up: the step is traced once
+    # warms up: the step is traced once
+    fit_published(data, model, epochs=1, dropout=False, device="cpu")
     ours, theirs, rounded = both(model, data, epochs)
     torch.set_default_dtype(torch.float64)
     try:
         _, _, differs = both(model, replace(data, x=data.x.double()), 1)
     finally:
         torch.set_default_dtype(torch.float32)
+    what = f"{len(data.patients)} patients x {len(data.genes):,} genes, {epochs} epochs"
     row(
-        f"published {model}: {len(data.patients)} patients x {len(data.genes):,} genes, {epochs} epochs",
+        f"published {model}: {what}",
         ("all patients as one fit", ours),
         ("one by one, PyTorch's own layers", theirs),
         differs=differs,
     )
+    print(f"{model}: {what} of {-(-data.splits[0] // 16)} steps")
+    print(f"  as one      {ours:8.2f} s")
+    print(f"  one by one  {theirs:8.2f} s")
+    print(f"  ratio       {theirs / ours:8.2f} x less time")
     print(
-        f"{model}: {len(data.patients)} patients x {len(data.genes):,} genes, {epochs} epochs of {-(-data.splits[0] // 16)} steps"
-    )
-    print(
-        f"  as one      {ours:8.2f} s\n  one by one  {theirs:8.2f} s\n  ratio       {theirs / ours:8.2f} x less time\n  largest difference of a loss or an output {differs:.1e} (in single precision {rounded:.1e})",
+        f"  largest difference of a loss or an output {differs:.1e} "
+        f"(in single precision {rounded:.1e})",
         flush=True,
     )
     return differs
@@ -165,51 +174,48 @@ def training(model, data, epochs):
 
 def loop(net, x, y, genes):
     "The published knockouts: for every gene, all genes again."
+    rows = []
     with torch.no_grad():
-        base, rows = net(x[..., None]), []
-        accuracy, f1 = _accuracy_f1(y, base)
+        base = net(x[..., None])
+        accuracy, f1 = accuracy_f1(y, base)
         for g in genes:
             without = x.clone()
             without[g] = 0
             out = net(without[..., None])
-            a, f = _accuracy_f1(y, out)
-            rows.append((accuracy - a, f1 - f, float((out - base)[g].abs().mean())))
+            accuracy_after, f1_after = accuracy_f1(y, out)
+            change = float((out - base)[g].abs().mean())
+            rows.append((accuracy - accuracy_after, f1 - f1_after, change))
     return np.array(rows)
 
 
 def knockouts(model, data, genes):
     "Time both forms of the knockouts of one patient; the largest difference."
-    one = Trajectories(
-        data.x[:1], data.y[:1], data.level[:1], data.patients[:1], data.genes, data.visits, None
+    one = replace(
+        data, x=data.x[:1], y=data.y[:1], level=data.level[:1], patients=data.patients[:1]
     )
-    fit, total = (
-        PublishedFit(
-            model,
-            fit_published(one, model, epochs=1, device="cpu").networks,
-            np.zeros((1, 0, 4)),
-            one,
-        ),
-        len(data.genes),
-    )
+    networks = fit_published(one, model, epochs=1, device="cpu").networks
+    fit = PublishedFit(model, networks, np.zeros((1, 0, 4)), one)
+    total = len(data.genes)
     published_knockouts(fit)
     fast, ours = timed(lambda: published_knockouts(fit))
     slow, theirs = timed(lambda: loop(fit.networks[0], one.x[0], one.y[0].numpy(), range(genes)))
-    differs = float(
-        np.abs(fast[["accuracy_drop", "f1_drop", "output_change"]].to_numpy()[:genes] - slow).max()
-    )
-    how = "all of them" if genes == total else f"{genes} of them in {theirs:.2f} s, scaled"
+    columns = ["accuracy_drop", "f1_drop", "output_change"]
+    differs = float(np.abs(fast[columns].to_numpy()[:genes] - slow).max())
+    whole = genes == total
+    how = "all of them" if whole else f"{genes} of them in {theirs:.2f} s, scaled"
     theirs *= total / genes
     row(
         f"published {model}: knockouts of {total:,} genes",
         ("one pass", ours),
         ("all genes again for every gene", theirs),
         differs=differs,
-        scaled="" if genes == total else f"{genes} of {total:,} genes",
+        scaled="" if whole else f"{genes} of {total:,} genes",
     )
-    print(
-        f"{model}: knockouts of {total:,} genes (the loop: {how})\n  one pass    {ours:8.4f} s\n  loop        {theirs:8.2f} s\n  ratio       {theirs / ours:8.0f} x less time\n  largest difference {differs:.1e}",
-        flush=True,
-    )
+    print(f"{model}: knockouts of {total:,} genes (the loop: {how})")
+    print(f"  one pass    {ours:8.4f} s")
+    print(f"  loop        {theirs:8.2f} s")
+    print(f"  ratio       {theirs / ours:8.0f} x less time")
+    print(f"  largest difference {differs:.1e}", flush=True)
     return differs
 
 

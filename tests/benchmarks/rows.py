@@ -1,4 +1,6 @@
-"What a benchmark says to a program: one line of JSON for every comparison, for `run_all.py`. A benchmark that is run by itself prints its sentences only."
+"""What a benchmark says to a program: one line of JSON for every comparison, for `run_all.py`. A
+benchmark that is run by itself prints its sentences only.
+"""
 
 import json
 import os

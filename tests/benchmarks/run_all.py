@@ -1,11 +1,14 @@
 """Every benchmark on this machine, and the page that shows them.
 
-    python tests/benchmarks/run_all.py                     # all of them: many minutes on an idle machine
-    python tests/benchmarks/run_all.py --only lgem,reading # these again; the others keep what they had
-    python tests/benchmarks/run_all.py --quick --out x.json  # small cases: whether it works, no numbers to show
+    python tests/benchmarks/run_all.py                        # all of them: many minutes
+    python tests/benchmarks/run_all.py --only lgem,reading    # the others keep what they had
+    python tests/benchmarks/run_all.py --quick --out x.json   # small cases: does it work?
 
-Runs each bench_*.py in a process of its own, one after the other, on one thread unless OMP_NUM_THREADS says otherwise, and collects what they compared (rows.py). Writes nbs/benchmarks.json (the rows; machine, date and versions of each
-benchmark's run), then runs nbs/benchmarks.ipynb, which shows it, and stores its outputs. A benchmark whose two sides disagree fails, keeps its old rows, and makes the exit status 1.
+Runs each bench_*.py in a process of its own, one after the other, on one thread unless
+OMP_NUM_THREADS says otherwise, and collects what they compared (rows.py). Writes
+nbs/benchmarks.json (the rows; machine, date and versions of each benchmark's run), then runs
+nbs/benchmarks.ipynb, which shows it, and stores its outputs. A benchmark whose two sides disagree
+fails, keeps its old rows, and makes the exit status 1.
 """
 
 import argparse
@@ -37,7 +40,9 @@ def processor():
     "What the processor calls itself."
     try:
         return next(
-            l.split(":", 1)[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name")
+            line.split(":", 1)[1].strip()
+            for line in open("/proc/cpuinfo")
+            if line.startswith("model name")
         )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -79,7 +84,8 @@ def run(file, quick, env):
         )
         seconds = time.perf_counter() - start
         print(
-            f"--- {file.name}: {seconds:.0f} s\n{done.stdout}{done.stderr if done.returncode else ''}",
+            f"--- {file.name}: {seconds:.0f} s\n{done.stdout}",
+            done.stderr if done.returncode else "",
             flush=True,
         )
         rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
@@ -147,8 +153,8 @@ def main():
     if args.out.resolve() == TABLE:
         show(PAGE)
     print(
-        f"wrote {args.out}: {sum(len(t['rows']) for t in table.values())} comparisons of {len(table)} benchmarks"
-        + (f"; FAILED: {', '.join(failed)}" if failed else "")
+        f"wrote {args.out}: {sum(len(t['rows']) for t in table.values())} comparisons "
+        f"of {len(table)} benchmarks" + (f"; FAILED: {', '.join(failed)}" if failed else "")
     )
     return int(bool(failed))
 

@@ -1,0 +1,203 @@
+"""Collect the tables of a case, store them small, and compare two of them.
+
+A table is a DataFrame of texts as a CSV file has them, "" where a value is missing. Of a long table
+some rows are kept, and what all its rows add up to.
+"""
+
+import gzip
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from cases import IGNORED
+
+MOST = 3000  # rows that are stored; of a longer table, every k-th row
+RELATIVE, ABSOLUTE = 2e-5, 1e-8
+
+
+@dataclass
+class Table:
+    """Rows that are kept of a table, and what all its rows add up to."""
+
+    rows: pd.DataFrame  # texts
+    n: int  # rows of the whole table
+    step: int  # every step-th row is kept
+    totals: dict[str, dict[str, float]]  # column -> count, sum, squares; only where step > 1
+
+
+def numbers(texts: pd.Series) -> np.ndarray:
+    """The values of a column, NaN where a text is not a number."""
+    return pd.to_numeric(texts, errors="coerce").to_numpy(float)
+
+
+def _totals(texts: pd.Series) -> dict[str, float]:
+    """How many values a column has; where all are numbers, their sum and their sum of squares."""
+    given = texts[texts != ""]
+    x = numbers(given)
+    if not len(x) or not np.isfinite(x).all():
+        return {"count": len(given)}
+    return {"count": len(given), "sum": float(x.sum()), "squares": float((x**2).sum())}
+
+
+def table(frame: pd.DataFrame) -> Table:
+    """Keep at most `MOST` rows, evenly spaced."""
+    frame = frame.drop(columns=[c for c in IGNORED if c in frame])
+    step = max(1, -(-len(frame) // MOST))
+    totals = {c: _totals(frame[c]) for c in frame} if step > 1 else {}
+    return Table(frame.iloc[::step].reset_index(drop=True), len(frame), step, totals)
+
+
+def _texts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every value as a text, missing ones as an empty text."""
+    return frame.astype(object).where(frame.notna(), "").astype(str)
+
+
+def _h5ad(path: Path) -> dict[str, pd.DataFrame]:
+    """The obs columns of a file, and the sums over its cells of X and of every layer."""
+    import anndata as ad
+
+    a = ad.read_h5ad(path)
+    sums = {"gene": a.var_names.to_numpy()}
+    for name, x in {"X": a.X, **a.layers}.items():
+        x = x.toarray() if hasattr(x, "toarray") else np.asarray(x)
+        sums[name] = np.nansum(x.astype(float), axis=0)
+    obs = a.obs.rename_axis("index").reset_index()
+    return {"obs.csv": _texts(obs), "sums.csv": _texts(pd.DataFrame(sums))}
+
+
+def collect(out: Path) -> dict[str, Table]:
+    """Every table that commands left in a folder, by its path, without what --resume needs."""
+    found = {}
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        if "/steps/" in name or "/pieces/" in name or not path.is_file():
+            continue
+        if path.suffix == ".csv":
+            found[name] = table(pd.read_csv(path, dtype=str, keep_default_na=False))
+        if path.suffix == ".h5ad":
+            found |= {f"{name}/{part}": table(t) for part, t in _h5ad(path).items()}
+    return found
+
+
+def rounded(texts: pd.Series) -> pd.Series:
+    """Numbers that are not whole, to six significant digits; everything else as it is."""
+    whole = texts.str.fullmatch(r"-?\d+")
+    x = numbers(texts)
+    some = ~whole.to_numpy(bool) & np.isfinite(x)
+    out = texts.copy()
+    out[some] = [f"{v:.6g}" for v in x[some]]
+    return out
+
+
+def store(t: Table, path: Path) -> None:
+    """Write a table as `path`.csv.gz, the same bytes for the same values; `path` ends in .csv."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = t.rows.apply(rounded).to_csv(index=False, lineterminator="\n")
+    Path(f"{path}.gz").write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+    if t.step > 1:
+        totals = {
+            c: {k: float(f"{v:.10g}") if k != "count" else v for k, v in s.items()}
+            for c, s in t.totals.items()
+        }
+        whole = {"rows": t.n, "step": t.step, "columns": totals}
+        path.with_suffix(".json").write_text(json.dumps(whole, indent=1) + "\n")
+
+
+def load(folder: Path) -> dict[str, Table]:
+    """The stored tables of a case."""
+    found = {}
+    for path in sorted(folder.rglob("*.csv.gz")):
+        rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+        whole = path.with_name(path.name.removesuffix(".csv.gz") + ".json")
+        about = json.loads(whole.read_text()) if whole.exists() else {}
+        name = path.relative_to(folder).as_posix().removesuffix(".gz")
+        n, step = about.get("rows", len(rows)), about.get("step", 1)
+        found[name] = Table(rows, n, step, about.get("columns", {}))
+    return found
+
+
+def _lookup(names: dict, table_name: str, column: str, default):
+    """The entry of `table.csv:column`, or of the column in any table."""
+    own = f"{Path(table_name).name}:{column}"
+    return names.get(own, names.get(column, default))
+
+
+def renamed_path(path: str, names: dict) -> str | None:
+    """A table's path under its new name: the whole path, or any part of it; None if it is gone."""
+    if path in names:
+        return names[path]
+    parts = [names.get(part, part) for part in path.split("/")]
+    return None if None in parts else "/".join(parts)
+
+
+def renamed(tables: dict[str, Table], names: dict[str, dict]) -> dict[str, Table]:
+    """Frozen tables under the names of today; what is null in names.json is left out."""
+    found = {}
+    for path, t in tables.items():
+        new_path = renamed_path(path, names["tables"])
+        if new_path is None:
+            continue
+        columns = {c: _lookup(names["columns"], path, c, c) for c in t.rows}
+        rows = t.rows.copy()
+        for c in rows:
+            rows[c] = rows[c].replace(_lookup(names["values"], path, c, {}))
+        kept = [c for c in rows if columns[c] is not None]
+        totals = {columns[c]: t.totals[c] for c in kept if c in t.totals}
+        found[new_path] = Table(rows[kept].rename(columns=columns), t.n, t.step, totals)
+    return found
+
+
+def dropped(path: str, names: dict[str, dict]) -> set[str]:
+    """Old columns of a table that names.json says are gone or not compared."""
+    base = Path(path).name
+    gone = [
+        c.split(":", 1) if ":" in c else ["", c]
+        for c, new in names["columns"].items()
+        if new is None
+    ]
+    return {c for where, c in gone if where in ("", base)}
+
+
+def close(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Which numbers agree, within the tolerance for their size."""
+    same = a == b  # infinite values too
+    with np.errstate(invalid="ignore"):
+        near = np.abs(a - b) <= ABSOLUTE + RELATIVE * np.maximum(np.abs(a), np.abs(b))
+    return same | near
+
+
+def _column(name: str, frozen: pd.Series, now: pd.Series, step: int) -> list[str]:
+    """The cells of a column that differ, in words."""
+    same = (frozen == now).to_numpy() | close(numbers(frozen), numbers(now))
+    return [
+        f"row {i * step}, {name}: was {frozen[i]!r}, is {now[i]!r}" for i in np.flatnonzero(~same)
+    ]
+
+
+def _total(name: str, frozen: dict[str, float], now: dict[str, float]) -> list[str]:
+    """How the totals of a column differ, in words."""
+    if frozen.keys() != now.keys() or frozen["count"] != now["count"]:
+        return [f"all rows, {name}: was {frozen}, is {now}"]
+    if "sum" not in frozen:
+        return []
+    size = np.sqrt(frozen["count"] * frozen["squares"])  # of a sum whose terms may cancel
+    bad = abs(frozen["sum"] - now["sum"]) > ABSOLUTE + RELATIVE * size
+    bad |= abs(frozen["squares"] - now["squares"]) > ABSOLUTE + 2 * RELATIVE * frozen["squares"]
+    return [f"all rows, {name}: was {frozen}, is {now}"] if bad else []
+
+
+def differences(frozen: Table, now: Table) -> list[str]:
+    """What differs between two tables, in words: columns, number of rows, cells, totals."""
+    gone = sorted(set(frozen.rows) - set(now.rows))
+    came = sorted(set(now.rows) - set(frozen.rows))
+    found = [f"column {c!r} is gone" for c in gone] + [f"column {c!r} is new" for c in came]
+    if frozen.n != now.n:
+        return [*found, f"had {frozen.n} rows, has {now.n}"]
+    for c in frozen.rows:
+        if c in now.rows:
+            found += _column(c, frozen.rows[c], now.rows[c], frozen.step)
+            if frozen.step > 1:
+                found += _total(c, frozen.totals[c], now.totals[c])
+    return found

@@ -1,0 +1,129 @@
+"""The code gives what it gave before: the tables in tests/golden/tables, up to names.json."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "golden"))
+
+import tables as golden  # noqa: E402
+from cases import CASES, Case  # noqa: E402
+from running import read_names, renamed, run_case  # noqa: E402
+
+SHOWN = 8  # differences of a table that a failure shows
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the inputs, which cases share."""
+    return tmp_path_factory.mktemp("inputs")
+
+
+def compare(folder: Path, out: Path, names: dict[str, dict]) -> list[str]:
+    """What differs between the frozen tables of a case and those in `out`, in words."""
+    old, now = golden.load(folder), golden.collect(out)
+    frozen, found = golden.renamed(old, names), []
+    came = {golden.renamed_path(path, names["tables"]): path for path in old}
+    now = {path: t for path, t in now.items() if path not in gone(old, names)}
+    found += [f"{name} is gone" for name in sorted(frozen.keys() - now.keys())]
+    found += [f"{name} is new" for name in sorted(now.keys() - frozen.keys())]
+    for name in sorted(frozen.keys() & now.keys()):
+        table = now[name]
+        ignored = golden.dropped(came[name], names) - set(frozen[name].rows)
+        table.rows = table.rows.drop(columns=[c for c in ignored if c in table.rows])
+        lines = golden.differences(frozen[name], table)
+        found += [f"{name}: {line}" for line in lines[:SHOWN]]
+        if len(lines) > SHOWN:
+            found.append(f"{name}: and {len(lines) - SHOWN} more differences")
+    return found
+
+
+def gone(old: dict, names: dict[str, dict]) -> set[str]:
+    """Old tables that names.json says are not compared."""
+    return {path for path in old if golden.renamed_path(path, names["tables"]) is None}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=c.name, marks=[pytest.mark.slow] if c.slow else []) for c in CASES],
+)
+def test_same_tables(
+    case: Case, inputs: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Every table of the case is what it was, with names.json for what has another name now."""
+    if case.real:
+        request.getfixturevalue("shared_data")
+    names, frozen = read_names(), HERE / "golden" / "tables" / case.name
+    assert frozen.is_dir(), f"nothing is frozen for {case.name}; run tests/golden/freeze.py"
+    run_case(case, tmp_path, inputs, HERE.parent, names["options"])
+    files = [golden.renamed_path(f, names["tables"]) for f in case.files]
+    missing = [f for f in files if f and not (tmp_path / f).is_file()]
+    found = [f"{f} is not there" for f in missing] + compare(frozen, tmp_path, names)
+    assert not found, f"{case.name}:\n" + "\n".join(found)
+
+
+@pytest.fixture
+def table_folder(tmp_path: Path) -> Path:
+    """A frozen table of two columns, and what a later program made of it."""
+    import pandas as pd
+
+    before = pd.DataFrame({"model": ["a", "b", ""], "value": ["1.23456789", "-3", ""]})
+    golden.store(golden.table(before), tmp_path / "frozen" / "run" / "old.csv")
+    after = pd.DataFrame({"score": ["1.234571", "-3.0", ""], "model": ["a", "B", ""]})
+    (tmp_path / "now" / "run").mkdir(parents=True)
+    after.to_csv(tmp_path / "now" / "run" / "new.csv", index=False)
+    return tmp_path
+
+
+NAMES = {
+    "columns": {"old.csv:value": "score"},
+    "values": {"model": {"b": "B"}},
+    "options": {},
+    "tables": {"old.csv": "new.csv"},
+}
+
+
+def test_renamed_tables_are_the_same(table_folder: Path) -> None:
+    """Files, columns and values under new names are found; rounding is not a difference."""
+    assert compare(table_folder / "frozen", table_folder / "now", NAMES) == []
+
+
+@pytest.mark.parametrize(
+    "section, said",
+    [
+        ("columns", ["column 'value' is gone", "column 'score' is new"]),
+        ("values", ["row 1, model: was 'b', is 'B'"]),
+        ("tables", ["run/old.csv is gone", "run/new.csv is new"]),
+    ],
+)
+def test_differences_are_said(table_folder: Path, section: str, said: list[str]) -> None:
+    """Without the entry in names.json, the difference is named."""
+    names = json.loads(json.dumps(NAMES)) | {section: {}}
+    found = "\n".join(compare(table_folder / "frozen", table_folder / "now", names))
+    assert all(s in found for s in said), found
+
+
+def test_long_tables_are_thinned_and_added_up(tmp_path: Path) -> None:
+    """A row that is not stored still counts."""
+    import pandas as pd
+
+    n = 2 * golden.MOST
+    frame = pd.DataFrame({"x": [str(i / 7) for i in range(n)]})
+    golden.store(golden.table(frame), tmp_path / "t.csv")
+    (frozen,) = golden.load(tmp_path).values()
+    assert len(frozen.rows) == golden.MOST and frozen.n == n
+    assert golden.differences(frozen, golden.table(frame)) == []
+    frame.loc[1, "x"] = "1e6"
+    assert golden.differences(frozen, golden.table(frame))[0].startswith("all rows, x: was")
+
+
+def test_arguments_under_new_names() -> None:
+    """An option, a member of a list, an argument that is gone, a command of two words."""
+    options = {"--nulls": "--permutations", "logistic": "logit", "--gone": None, "de": "test genes"}
+    words = [
+        w for t in "de --nulls 3 --models nmf,logistic --gone".split() for w in renamed(t, options)
+    ]
+    assert words == "test genes --permutations 3 --models nmf,logit".split()
