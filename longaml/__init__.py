@@ -77,12 +77,14 @@ _MOVED = {
         "compare_networks bdm rank_network_change fit_factors activities "
         "factor_stability leading_genes factor_changes"
     ),
-    "tl.differential_expression": (
-        "paired_differences moderated_t de_table de_coverage de_stability"
-    ),
+    "tl.expression": ("moderated_t de_table de_coverage de_stability"),
     "models.baselines": ("held_out_proba patient_accuracy patient_auroc"),
-    "tl.permutation": ("design_of studentise paired_scorer held_out_scorer align_scores strata_of"),
-    "tl.checks": ("explanations input_change"),
+    "tl.permutation": (
+        "paired_differences design_of studentise paired_scorer held_out_scorer align_scores "
+        "strata_of"
+    ),
+    "tl.checks": ("input_change"),
+    "tl.nuisances": ("explanations"),
     "models.forecasters": (
         "forecasts Forecasts forecaster forecast_folds held_out_changes "
         "patient_changes forecast_table cross_gene_test change_loss"
@@ -93,7 +95,8 @@ _MOVED = {
         "plot_audit=audit plot_precision_recall=precision_recall "
         "plot_stability=stability plot_top_genes=top_genes plot_patients=patients "
         "plot_reliability=reliability plot_gene_times=gene_times "
-        "plot_forecast=forecast plot_responses=responses plot_by_effect=by_effect"
+        "plot_forecast=forecast plot_responses=responses plot_by_effect=by_effect "
+        "plot_courses=courses"
     ),
     "experiment": ("Run run_cohort run_demo run_network run_de evaluate compare write_report"),
     "models.transformer": ("TransformerConfig"),
@@ -123,45 +126,50 @@ _MOVED = {
     ),
     "models.responses": (
         "perturbation_folds PerturbationFold NoResponse MeanResponse AdditiveResponse "
-        "NearestResponse changes_of score_response held_out_responses score_responses "
-        "ceiling half_signal compare_with_mean effect_strata"
+        "NearestResponse changes_of"
+    ),
+    "models.response_scores": (
+        "score_response held_out_responses score_responses ceiling half_signal "
+        "compare_with_mean effect_strata"
     ),
     "models.lgem": (
         "LGEMConfig solve_lgem choose_lgem gene_embedding perturbation_embedding "
         "perturbation_components"
     ),
     "models.perturbation": (
-        "PerturbationTransformer PerturbationConfig AttentionBlock PerturbationPairs "
-        "perturbation_pairs perturbation_start perturbation_loss "
-        "expressed_variable_genes token_places"
+        "PerturbationTransformer PerturbationConfig AttentionBlock perturbation_start "
+        "perturbation_loss"
+    ),
+    "pp.perturbation_pairs": (
+        "PerturbationPairs perturbation_pairs expressed_variable_genes token_places"
     ),
     "tasks.perturbation": ("evaluate_perturbations predictor chosen_predictors"),
     "experiment.perturb": ("run_perturb"),
-    "models.scbmlp": (
-        "ScBMLPConfig cell_data CellData cell_blocks recall_table graph_frequencies "
-        "held_out_r2 response_embedding"
+    "models.scbmlp": ("ScBMLPConfig"),
+    "models.quadratic": (
+        "QuadraticForm interaction write_modules accuracy_by_modules correlation_modules "
+        "jaccard enrichment module_activity"
     ),
-    "models.interactions": (
-        "QuadraticForm interaction write_modules accuracy_by_modules pair_test "
-        "product_test pair_cells pair_precision eigenvalue_test module_stability "
-        "subspace_overlap correlation_modules jaccard enrichment plot_spectrum "
-        "plot_modules plot_network module_activity plot_activity"
+    "tasks.module_tests": (
+        "pair_test product_test pair_cells pair_precision eigenvalue_test module_stability "
+        "subspace_overlap"
     ),
-    "tasks.modules": (
-        "run_modules labelled_cells evaluate_cells logistic_proba cell_scores "
-        "module_tables pair_tables"
+    "pl.cells": (
+        "plot_spectrum plot_modules plot_network plot_activity plot_confusion plot_calibration"
     ),
+    "tasks.modules": ("evaluate_cells module_tables pair_tables=pair_table"),
+    "pp.cells": ("cell_data CellData cell_blocks labelled_cells"),
+    "tasks.cells": ("recall_table logistic_proba cell_scores calibration_table calibration_error"),
+    "tasks.responses": ("graph_frequencies held_out_r2 response_embedding"),
+    "experiment.modules": ("run_modules"),
+    "experiment.celltype": ("run_celltype annotate_file"),
     "datasets.typed_cells": ("typed_config_for TypedCellsConfig TYPED_PRESETS"),
-    "pp.tokens": ("encode TokenData token_data Previous check_lineages"),
-    "models.celltype": (
-        "CellTypeConfig celltype_proba celltype_tokens token_contributions "
-        "class_gene_scores celltype_genes"
-    ),
-    "tasks.celltype": (
-        "run_celltype annotate_file judge_celltypes evaluate_celltypes "
-        "celltype_scores like_for_like calibration_table calibration_error "
-        "plot_confusion plot_calibration"
-    ),
+    "pp.tokens": ("encode Previous check_lineages"),
+    "pp.token_data": ("TokenData token_data"),
+    "models.rank_tokens": ("RankTokens"),
+    "models.celltype": ("CellTypeConfig celltype_proba celltype_tokens"),
+    "tasks.celltype_genes": ("token_contributions class_gene_scores celltype_genes"),
+    "tasks.celltype": ("judge_celltypes evaluate_celltypes celltype_scores like_for_like"),
     "tl.networks": ("library_profiles adjacency centralities"),
     "tl.block_decomposition": ("node_impact edge_impact rank_by_impact random_graph rewired_graph"),
     "tl.network_changes": ("network_change_scorer change_rows library_correlations pair_changes"),
@@ -170,12 +178,12 @@ _MOVED = {
     "models.classical": ("Posterior coefficient_table"),
     "experiment.de": ("de_audit de_lines"),
     "experiment.evaluation": (
-        "signed_rank plot_comparison RankTokens driver_recovery call_recovery "
+        "signed_rank plot_comparison driver_recovery call_recovery "
         "plot_recovery run_comparison compared_models cohort_hash"
     ),
-    "experiment.report": (
-        "read_run at_a_glance held_out top_genes concordance plot_courses methods references"
-    ),
+    "experiment.report_tables": ("read_run held_out top_genes"),
+    "experiment.report_text": ("at_a_glance methods references"),
+    "experiment.agreement": ("concordance"),
 }
 
 # %% ../nbs/90_init.ipynb #8e3390f9

@@ -556,8 +556,8 @@ def gene_modules(
     resume: Resume = False,  # go on with an earlier run
     debug: Debug = False,  # read by main
 ):
-    "Train a bilinear MLP to tell labels apart, judge it on held-out units, and hold its modules and pairs of genes against their nulls (la.tasks.modules.run_modules)."
-    from longaml.tasks.modules import run_modules
+    "Train a bilinear MLP to tell labels apart, judge it on held-out units, and hold its modules and pairs of genes against their nulls (la.experiment.modules.run_modules)."
+    from longaml.experiment.modules import run_modules
 
     found = run_modules(
         cells,
@@ -794,9 +794,9 @@ def train_celltype(
     resume: Resume = False,  # go on with an earlier run
     debug: Debug = False,  # read by main
 ):
-    "Judge a rank-token Transformer on held-out donors beside logistic regression, nearest centroid and the majority, then train it on all cells (la.tasks.celltype.run_celltype)."
+    "Judge a rank-token Transformer on held-out donors beside logistic regression, nearest centroid and the majority, then train it on all cells (la.experiment.celltype.run_celltype)."
     read = _given(timepoint_key=timepoint_key, timepoints=timepoints, lineage_key=lineage_key)
-    from longaml.tasks.celltype import run_celltype
+    from longaml.experiment.celltype import run_celltype
 
     typer.echo(
         run_celltype(
@@ -874,7 +874,7 @@ def annotate_celltype(
         timepoints=timepoints,
         lineage_key=lineage_key,
     )
-    from longaml.tasks.celltype import annotate_file
+    from longaml.experiment.celltype import annotate_file
 
     typer.echo(
         annotate_file(cells, model, out, threshold=threshold, prior=prior, layer=layer, read=read)[

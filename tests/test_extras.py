@@ -18,8 +18,8 @@ def test_deseq2_agrees_with_the_paired_test_on_planted_drivers(blasts):
     found = la.tl.deseq2(bulk, ("REL", "DX"), lineage="HSC malignant").set_index("gene")
     truth = cohort.uns["truth"].loc[found.index]
     planted = truth["kind"] == "marginal"
-    ours = la.tl.differential_expression.moderated_t(
-        la.tl.differential_expression.paired_differences(
+    ours = la.tl.expression.moderated_t(
+        la.tl.permutation.paired_differences(
             la.pp.pseudobulk(cohort), ("REL", "DX"), lineage="HSC malignant"
         )[list(found.index)]
     )[0]

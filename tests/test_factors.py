@@ -17,9 +17,10 @@ from tools import ROOT, python
 import longaml as la
 from longaml.core import rng_for
 from longaml.experiment.de import de_audit, de_lines, run_de
-from longaml.tl.differential_expression import de_coverage, de_stability, de_table
 from longaml.models.baselines import held_out_proba, patient_accuracy
 from longaml.models.classical import BayesianRidge, FactorModel, bayesian_ridge, coefficient_table
+from longaml.models.quadratic import enrichment
+from longaml.tl.expression import de_coverage, de_stability, de_table
 from longaml.tl.factors import (
     activities,
     chosen_k,
@@ -335,7 +336,7 @@ def test_changes_are_paired_t_tests():
 
 def test_leading_genes_go_to_enrichment():
     made = rows_of(2)
-    rich = la.models.interactions.enrichment(
+    rich = enrichment(
         leading_genes(fit_factors(made, 3), top=20),
         {f"planted {k}": list(made.var_names[made.var["module"] == k]) for k in range(3)},
         list(made.var_names),

@@ -1,4 +1,8 @@
-"Gene modules from weights: the form is exact, sparse rows are never filled, nulls keep what they should, and the command fills its tables."
+"""Gene modules from the weights of a bilinear MLP.
+
+The form is exact, sparse rows are never filled, nulls keep what they should, and the command fills
+its tables.
+"""
 
 import json
 
@@ -14,10 +18,10 @@ from tools import ROOT, python
 import longaml as la
 from longaml.cli import main
 from longaml.core import rng_for
-from longaml.models.interactions import permute_genes
-from longaml.models.scbmlp import Rows
 from longaml.models.training import Training
+from longaml.pp.cells import Rows
 from longaml.pp.preprocessing import normalize
+from longaml.tasks.module_tests import permute_genes
 
 FEW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SEEDS = st.integers(0, 10**6)
@@ -41,21 +45,19 @@ def network(seed, genes, hidden, outputs, bias):
 @given(seed=SEEDS, genes=st.integers(3, 40), hidden=st.integers(1, 6), bias=st.booleans())
 @FEW
 def test_the_form_is_the_network(seed, genes, hidden, bias):
-    "Spectrum, vectors and output against the dense matrix, for any direction of outputs, also where there are more products than genes."
-    net, u = network(seed, genes, hidden, 3, bias), rng_for(seed).normal(size=3)
+    "Spectrum, vectors and output against the dense matrix, for any direction of outputs."
+    net = network(seed, genes, hidden, 3, bias)
+    u = rng_for(seed).normal(size=3)
     W, V, P = (t.detach().numpy() for t in (net.W, net.V, net.P))
-    unit = (
-        net.scale * net.spread
-    ).numpy()  # weights are read on genes over their spread, whether or not the network scales them
+    unit = (net.scale * net.spread).numpy()  # weights are read on genes over their spread
     Q = np.einsum("h,hi,hj->ij", u @ P, W * unit, V * unit)
     Q = (Q + Q.T) / 2
     form = la.models.interactions(net, u)
+    dense = np.linalg.eigvalsh(Q)
     np.testing.assert_allclose(form.vectors @ np.diag(form.values) @ form.vectors.T, Q, atol=1e-5)
     np.testing.assert_allclose(
         np.sort(form.values),
-        np.sort(
-            np.linalg.eigvalsh(Q)[np.argsort(-np.abs(np.linalg.eigvalsh(Q)))[: len(form.values)]]
-        ),
+        np.sort(dense[np.argsort(-np.abs(dense))[: len(form.values)]]),
         atol=1e-5,
     )
     x = torch.randn(9, genes, dtype=torch.float64)
@@ -109,11 +111,10 @@ def test_sparse_rows_are_the_filled_rows(seed, centred):
     means = (
         rng.normal(size=(3, 12)).astype(np.float32) if centred else np.zeros((3, 12), np.float32)
     )
-    filled, rows = (
-        x.toarray() - means[library],
-        Rows(x, library, torch.as_tensor(means) if centred else None),
-    )
-    some, scale = rng.integers(0, 20, 7), rng.random(12).astype(np.float32)
+    filled = x.toarray() - means[library]
+    rows = Rows(x, library, torch.as_tensor(means) if centred else None)
+    some = rng.integers(0, 20, 7)
+    scale = rng.random(12).astype(np.float32)
     B = torch.as_tensor(rng.normal(size=(12, 4)).astype(np.float32)).requires_grad_()
     out = (rows[some] * torch.as_tensor(scale)) @ B
     np.testing.assert_allclose(
@@ -132,7 +133,8 @@ def test_sparse_rows_are_the_filled_rows(seed, centred):
 @FEW
 def test_permuted_genes_keep_every_stratum(seed):
     rng = rng_for(seed)
-    x, strata = rng.normal(size=(40, 5)), rng.integers(0, 4, 40)
+    x = rng.normal(size=(40, 5))
+    strata = rng.integers(0, 4, 40)
     out = permute_genes(x, strata, rng)
     for s in range(4):
         np.testing.assert_array_equal(np.sort(out[strata == s], 0), np.sort(x[strata == s], 0))
@@ -176,7 +178,8 @@ def test_a_network_survives_its_file(cohort, tmp_path):
 def test_a_held_out_patient_is_not_seen(cohort):
     "Counts of a held-out patient may be anything: the same weights."
     cells = normalize(cohort)
-    other, who = cells.copy(), (cells.obs["patient"] == "AML1").to_numpy()
+    other = cells.copy()
+    who = (cells.obs["patient"] == "AML1").to_numpy()
     X = other.X.toarray()
     X[who] = rng_for(0).random(X[who].shape)
     other.X = sp.csr_matrix(X)
@@ -207,18 +210,7 @@ def path(cohort, tmp_path_factory):
     return out
 
 
-ARGS = [
-    "--label-key",
-    "type",
-    "--patient-key",
-    "donor",
-    "--sample-key",
-    "lane",
-    "--nulls",
-    "3",
-    "--pair-genes",
-    "20",
-]
+ARGS = "--label-key type --patient-key donor --sample-key lane --nulls 3 --pair-genes 20".split()
 
 
 @pytest.fixture(scope="module")
@@ -244,12 +236,10 @@ def test_the_command_fills_its_tables(run):
     assert (each.groupby("model")["unit"].nunique() == 6).all() and set(each["metric"]) == {
         "accuracy"
     }  # the spread over patients
-    for m, rows in each.groupby("model"):
-        assert np.average(rows["value"], weights=rows["cells"]) == pytest.approx(
-            evaluation.query("model == @m and unit == 'all' and metric == 'accuracy'")[
-                "value"
-            ].item()
-        )
+    whole = evaluation[(evaluation["unit"] == "all") & (evaluation["metric"] == "accuracy")]
+    for model, accuracy in whole.set_index("model")["value"].items():
+        own = each[each["model"] == model]
+        assert np.average(own["value"], weights=own["cells"]) == pytest.approx(accuracy)
     assert "95% interval over patients" in "\n".join(
         json.loads((run / "run.json").read_text())["results"]["summary"]
     )
@@ -301,7 +291,7 @@ def test_the_benchmark_agrees_with_itself():
 
 
 def test_timepoints_are_told_apart_beside_the_other_models():
-    "The state task: bags one by one, under the folds of every other model; far better than a lineage-and-patient guess."
+    "Bags one by one, under the folds of every other model: better than patient and cell type."
     sets, proba, fits = la.tasks.timepoint.predict_state(
         la.pp.bags(la.datasets.simulate_cohort("small", seed=2)),
         ("DX", "REL"),
@@ -317,19 +307,7 @@ def test_timepoints_are_told_apart_beside_the_other_models():
 
 
 def test_it_has_no_forecast(tmp_path, capsys):
-    assert (
-        main(
-            [
-                "run",
-                "cohort",
-                "--out",
-                str(tmp_path / "out"),
-                "--models",
-                "scbmlp",
-                "--task",
-                "forecast",
-            ]
-        )
-        == 2
-    )
+    out = str(tmp_path / "out")
+    args = ["run", "cohort", "--out", out, "--models", "scbmlp", "--task", "forecast"]
+    assert main(args) == 2
     assert "scbmlp reads one bag at a time" in capsys.readouterr().err

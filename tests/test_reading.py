@@ -1,4 +1,6 @@
-"Reading: round trips over every trap of the GEO layout, the errors, memory, the download, and real data sets."
+"""Reading: round trips over every trap of the GEO layout, the errors, memory, the download, and
+real data sets.
+"""
 
 import gzip
 import http.server
@@ -20,10 +22,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.io import mmwrite
 
-from longaml.core import rng_for
-from longaml.datasets.writers import GEO_TRAPS, _geo_symbols, write_geo
+from longaml.cli import main
+from longaml.core import InputError, rng_for
+from longaml.datasets.cohort import simulate_cohort
 from longaml.datasets.fetch import GSE235063_URL, fetch_gse235063
+from longaml.datasets.writers import GEO_TRAPS, geo_symbols, write_geo
 from longaml.pp.cohort import as_cohort, save_cohort
+from longaml.pp.preprocessing import bags, pseudobulk
 from longaml.pp.reading import read_cohort
 
 QUICK = settings(
@@ -47,7 +52,8 @@ def make(
     density=0.4,
 ):
     "A small cohort in the contract, by hand: independent of the simulator and of as_cohort."
-    r, rows = rng_for(seed, "test cohort"), []
+    r = rng_for(seed, "test cohort")
+    rows = []
     for p in patients:
         times = ["DX", "REM", "REL"] if p != patients[-1] else ["DX", "REL"]
         for t in times:
@@ -115,7 +121,7 @@ def test_geo_round_trip(tmp_path_factory, traps, tar, seed, missing):
         seed=seed,
     )
     back = read_cohort(path)
-    genes = make_index_unique(pd.Index(_geo_symbols(cohort.var_names, traps, seed)[0].astype(str)))
+    genes = make_index_unique(pd.Index(geo_symbols(cohort.var_names, traps, seed)[0].astype(str)))
     assert set(back.var_names) == set(genes)
     assert equal(
         back[:, genes].X, cohort.X
@@ -161,7 +167,8 @@ def test_intersection_is_what_every_library_lists(tmp_path_factory, seed, traps)
         }
         for p in path.glob("*genes*")
     ]
-    union, shared = read_cohort(path), read_cohort(path, genes="intersection")
+    union = read_cohort(path)
+    shared = read_cohort(path, genes="intersection")
     assert set(union.var_names) == set.union(*lists) and set(shared.var_names) == set.intersection(
         *lists
     )
@@ -212,10 +219,8 @@ def test_ids_decide_which_repeated_symbol_is_which(geo):
     )
 
     def drop(text):  # the gene's row, and the rows after it move up
-        head, body = (
-            text.split("\n")[:3],
-            [list(map(int, ln.split())) for ln in text.split("\n")[3:] if ln],
-        )
+        head = text.split("\n")[:3]
+        body = [list(map(int, ln.split())) for ln in text.split("\n")[3:] if ln]
         body = [[g - (g > 4), c, v] for g, c, v in body if g != 4]
         n_genes, n_cells, _ = map(int, head[2].split())
         return (
@@ -322,10 +327,8 @@ def test_only_the_timepoints_asked_for(geo, cohort):
 def test_tenx_folders(cohort, tmp_path, nested, zipped):
     rows = []
     for k, s in enumerate(cohort.obs["sample"].cat.categories):
-        part, place = (
-            cohort[cohort.obs["sample"] == s],
-            tmp_path / f"run{k}" / ("outs/filtered_feature_bc_matrix" if nested else ""),
-        )
+        part = cohort[cohort.obs["sample"] == s]
+        place = tmp_path / f"run{k}" / ("outs/filtered_feature_bc_matrix" if nested else "")
         place.mkdir(parents=True)
         out = io.BytesIO()
         mmwrite(out, part.X.T.astype("int64"), field="integer", symmetry="general")
@@ -518,7 +521,8 @@ def test_the_same_entry_twice(geo):
 def test_zeros_blank_lines_and_carriage_returns_are_harmless(geo, cohort):
     def padded(s):
         lines = s.rstrip("\n").split("\n")
-        entries, (g, c, n) = lines[3:], map(int, lines[2].split())
+        entries = lines[3:]
+        g, c, n = map(int, lines[2].split())
         free = next(
             f"{i} {j} 0"
             for j in range(1, c + 1)
@@ -556,7 +560,8 @@ def test_unsafe_tar_members_are_refused_by_name(cohort, tmp_path, name, kind, wo
     path = write_geo(cohort, tmp_path / "x.tar", tar=True)
     with tarfile.open(path, "a") as t:
         m = tarfile.TarInfo(name)
-        m.type, m.linkname = kind, "/etc/passwd"
+        m.type = kind
+        m.linkname = "/etc/passwd"
         t.addfile(m)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match=words):
@@ -642,9 +647,11 @@ def test_every_form_of_counts_is_found(seed, form):
     elif form == "array":
         a.X = sp.csr_array(X)
     elif form == "layer":
-        a.layers["counts"], a.X = X, scaled
+        a.layers["counts"] = X
+        a.X = scaled
     elif form == "raw":
-        a.raw, a.X = a.copy(), scaled
+        a.raw = a.copy()
+        a.X = scaled
     before = a.obs.copy()
     got = as_cohort(a)
     assert (
@@ -790,6 +797,22 @@ def test_descriptions_that_do_not_work(change, keys, words, kind):
         as_cohort(a.obs)
 
 
+@pytest.mark.parametrize(
+    "options, parameter",
+    [
+        (dict(patient_key="doner"), "patient_key"),
+        (dict(timepoints=["DX", "relapse"]), "timepoints"),
+        (dict(timepoints=["DX"]), "timepoint_key"),
+        (dict(layer="spliced"), "layer"),
+        (dict(gene_symbols="symbol"), "gene_symbols"),
+    ],
+)
+def test_errors_name_the_parameter_to_change(options, parameter):
+    with pytest.raises(InputError) as e:
+        as_cohort(plain(), **options)
+    assert e.value.parameter == parameter and not str(e.value).startswith("'")
+
+
 def test_order_of_time():
     a = plain()
     assert list(as_cohort(a).obs["timepoint"].cat.categories) == ["DX", "REM", "REL"]
@@ -842,6 +865,127 @@ def test_bulk_rows_one_per_visit(tmp_path):
     )
 
 
+# ---------------------------------------------------------------- AnnData in, AnnData out
+def rich(seed=1):
+    "A user's AnnData with layers, embeddings, tables and columns of every kind."
+    a = plain(seed)
+    at = np.arange(a.n_obs)
+    a.layers["spliced"] = sp.csr_matrix(a.X.toarray() // 2)
+    a.layers["dense"] = a.X.toarray() + 0.5
+    a.obsm["X_umap"] = np.c_[at, -at].astype(float)
+    a.obsm["sparse"] = sp.csc_matrix(np.c_[at, at % 2])
+    a.obsm["scores"] = pd.DataFrame(
+        {"G2M": at / 2, "phase": pd.Categorical(np.where(at % 2, "S", "G1"))}, index=a.obs_names
+    )
+    a.obsm["numbered"] = pd.DataFrame({0: at, 1: at}, index=a.obs_names)
+    a.varm["PCs"] = np.c_[np.arange(a.n_vars), np.ones(a.n_vars)]
+    a.varm["panel"] = pd.DataFrame({"measured": np.arange(a.n_vars) % 2 == 0}, index=a.var_names)
+    a.obs["weight"] = at * 1.5
+    a.obs["batch"] = pd.Categorical(np.where(at % 3, "one", "two"))
+    return a
+
+
+def same_parts(got, a, rows):
+    "Is everything of `a` in `got`, for these rows?"
+    assert equal(got.layers["spliced"], a.layers["spliced"][rows])
+    assert np.array_equal(got.layers["dense"], a.layers["dense"][rows])
+    assert np.array_equal(got.obsm["X_umap"], a.obsm["X_umap"][rows])
+    assert equal(got.obsm["sparse"], a.obsm["sparse"][rows])
+    assert got.obsm["scores"]["G2M"].tolist() == a.obsm["scores"]["G2M"].iloc[rows].tolist()
+    assert got.obsm["scores"]["phase"].tolist() == a.obsm["scores"]["phase"].iloc[rows].tolist()
+    assert got.obsm["numbered"]["0"].tolist() == rows.tolist()
+    assert np.array_equal(got.varm["PCs"], a.varm["PCs"])
+    assert got.varm["panel"]["measured"].tolist() == a.varm["panel"]["measured"].tolist()
+    for column in ("donor", "visit", "weight", "batch"):
+        assert got.obs[column].tolist() == a.obs[column].iloc[rows].tolist()
+
+
+@pytest.mark.parametrize("timepoints", [None, ["DX", "REL"]])
+def test_layers_obsm_varm_and_columns_are_kept(tmp_path, timepoints):
+    a = rich()
+    before = a.copy()
+    rows = np.flatnonzero(np.ones(a.n_obs, bool) if timepoints is None else a.obs["visit"] != "REM")
+    got = as_cohort(a, timepoints=timepoints)
+    same_parts(got, a, rows)
+    assert list(got.obsm["scores"].index) == list(got.obs_names)
+    same_parts(read_cohort(save_cohort(got, tmp_path / "c.h5ad")), a, rows)
+    same_parts(as_cohort(got), a, rows)
+    got.layers["dense"][:] = 0  # what is changed in the cohort is not changed in the input
+    got.obsm["X_umap"][:] = 0
+    got.layers["spliced"].data[:] = 0
+    assert np.array_equal(a.layers["dense"], before.layers["dense"])
+    assert np.array_equal(a.obsm["X_umap"], before.obsm["X_umap"])
+    assert equal(a.layers["spliced"], before.layers["spliced"])
+
+
+def test_the_chosen_matrix_is_not_kept_twice(caplog):
+    a = rich()
+    a.layers["counts"] = a.X.copy()
+    assert sorted(as_cohort(a).layers) == ["dense", "spliced"] and "not kept" not in caplog.text
+    got = as_cohort(a, layer="spliced")  # `counts` would be taken for the counts later on
+    assert sorted(got.layers) == ["dense"] and equal(got.X, a.layers["spliced"])
+    assert "not kept: layers['counts'], because counts were read from" in caplog.text
+
+
+def test_parts_of_other_genes_than_raw_are_not_kept(caplog):
+    a = rich()
+    whole = a.copy()
+    a = a[:, :10].copy()
+    a.X = a.X.toarray() - 0.5
+    a.raw = whole
+    got = as_cohort(a)
+    assert got.n_vars == whole.n_vars and not got.layers and not got.varm
+    assert list(got.obsm) == list(a.obsm)
+    assert "layers['spliced'], layers['dense'], varm['PCs'], varm['panel']" in caplog.text
+
+
+def test_columns_that_h5ad_cannot_hold_are_written_as_text(tmp_path):
+    a = plain()
+    mixed = [1, "x", None] * a.n_obs
+    a.obs["mixed"] = mixed[: a.n_obs]
+    a.obs["known"] = pd.Series([True, None] * a.n_obs, dtype=object).to_numpy()[: a.n_obs]
+    a.obs["sampled"] = pd.Timestamp("2020-01-31")
+    a.obsm["notes"] = pd.DataFrame({"text": mixed[: a.n_obs]}, index=a.obs_names)
+    got = as_cohort(a)
+    got.raw = got.copy()
+    back = read_cohort(save_cohort(got, tmp_path / "c.h5ad"))
+    assert back.obs["mixed"].astype(object).where(back.obs["mixed"].notna(), None).tolist()[:3] == [
+        "1",
+        "x",
+        None,
+    ]
+    assert back.obs["known"].iloc[0] and back.obs["known"].isna().iloc[1]
+    assert set(back.obs["sampled"]) == {"2020-01-31 00:00:00"}
+    assert back.obsm["notes"]["text"].tolist()[:2] == ["1", "x"]
+    assert got.obs["mixed"].tolist()[0] == 1  # the cohort itself is as it was
+
+
+def test_sums_of_cells_carry_no_embedding():
+    got = as_cohort(rich())
+    for sums in (pseudobulk(got, min_cells=1), bags(got, bag_size=1)):
+        assert not sums.obsm and not sums.varm and list(sums.layers) == ["counts"]
+
+
+@pytest.mark.parametrize("command", ["convert", "de"])
+def test_commands_take_a_table_in_obsm(tmp_path, command):
+    cohort = simulate_cohort("small", seed=1, n_patients=4, n_genes=120, n_cells=60, n_drivers=4)
+    path = save_cohort(cohort, tmp_path / "plain.h5ad")
+    cohort.obsm["scores"] = pd.DataFrame({"G2M": 1.0}, index=cohort.obs_names)
+    cohort.layers["spliced"] = cohort.X.copy()
+    made = []
+    for name, source in (("plain", path), ("rich", save_cohort(cohort, tmp_path / "rich.h5ad"))):
+        out = tmp_path / f"{name}_out{'.h5ad' if command == 'convert' else ''}"
+        options = [out] if command == "convert" else ["--min-cells", 10, "--out", out]
+        assert main([command, str(source), *map(str, options)]) == 0
+        made.append(out)
+    if command == "convert":
+        back = ad.read_h5ad(made[1])
+        assert set(back.obsm["scores"]["G2M"]) == {1.0} and equal(back.layers["spliced"], back.X)
+    else:
+        tables = [{p.name: p.read_bytes() for p in out.rglob("*.csv")} for out in made]
+        assert tables[0] and tables[0] == tables[1]
+
+
 # ---------------------------------------------------------------- real data
 def test_glioblastoma(shared_data):
     got = read_cohort(
@@ -862,7 +1006,8 @@ def test_glioblastoma(shared_data):
     )
     with pytest.raises(
         KeyError,
-        match="no timepoint column; columns that could be meant: .*condition .2: ctrl, panobinostat",
+        match="no timepoint column; columns that could be meant: "
+        ".*condition .2: ctrl, panobinostat",
     ):
         read_cohort(shared_data / "glioblastoma_panobinostat.h5ad")
 
@@ -870,7 +1015,8 @@ def test_glioblastoma(shared_data):
 def test_kang_has_no_donor(shared_data):
     with pytest.raises(
         KeyError,
-        match=r"no patient column; columns that could be meant: condition .2: .*cell_type .7: .*Pass patient_key",
+        match="no patient column; columns that could be meant: "
+        "condition .2: .*cell_type .7: .*Pass patient_key",
     ):
         read_cohort(shared_data / "kang_ifnb.h5ad", timepoint_key="condition")
     a = ad.read_h5ad(shared_data / "kang_ifnb.h5ad")
@@ -911,7 +1057,9 @@ import sys, anndata, scipy.io
 from longaml.pp.reading import read_cohort
 from longaml.core import log
 log.setLevel("ERROR")
-def kb(key): return int(next(ln for ln in open("/proc/self/status") if ln.startswith(key)).split()[1])
+def kb(key):
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
 before = kb("VmRSS")
 X = read_cohort(sys.argv[1]).X
 print((kb("VmHWM") - before) * 1024, X.data.nbytes + X.indices.nbytes + X.indptr.nbytes, X.nnz)
@@ -921,7 +1069,9 @@ print((kb("VmHWM") - before) * 1024, X.data.nbytes + X.indices.nbytes + X.indptr
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize("traps", [["mixed_columns"], ["unsorted_entries", "different_genes"]])
 def test_peak_memory_is_below_three_times_the_csr(tmp_path, traps):
-    "In a process of its own, on 7.2 million counts: the peak above what imports take, against the size of the cohort's CSR matrix."
+    """In a process of its own, on 7.2 million counts: the peak above what imports take, against
+    the size of the cohort's CSR matrix.
+    """
     base = make(0, patients=("AML1", "AML2"), n_genes=4000, n_cells=1)
     cells = 4000
     codes = np.repeat(np.arange(len(base)), cells)
@@ -952,10 +1102,16 @@ def test_peak_memory_is_below_three_times_the_csr(tmp_path, traps):
 class Server(http.server.BaseHTTPRequestHandler):
     "Serves `data`; what it does wrong is set on the class."
 
-    data, ranges, cut, status, announce, asked = b"", True, [], 200, True, []
+    data = b""
+    ranges = True
+    cut = []
+    status = 200
+    announce = True
+    asked = []
 
     def do_GET(self):
-        cls, start = type(self), 0
+        cls = type(self)
+        start = 0
         asked = self.headers.get("Range")
         cls.asked.append(asked)
         if cls.status != 200:
@@ -1020,7 +1176,8 @@ def test_fetch_resumes_over_calls(server, tmp_path):
     server.cut[:] = [2_000_000]
     with pytest.raises(
         ConnectionError,
-        match="2000000 of 3000000 bytes arrived.*kept in GSE235063_RAW.tar.part; call la.datasets.fetch_gse235063 again",
+        match="2000000 of 3000000 bytes arrived.*kept in GSE235063_RAW.tar.part; "
+        "call la.datasets.fetch_gse235063 again",
     ):
         fetch_gse235063(tmp_path, url=server.url, retries=0)
     assert names(tmp_path) == ["GSE235063_RAW.tar.part"]
@@ -1029,7 +1186,8 @@ def test_fetch_resumes_over_calls(server, tmp_path):
 
 
 def test_fetch_from_a_server_that_ignores_ranges(server, tmp_path):
-    server.ranges, server.cut[:] = False, [1_500_000]
+    server.ranges = False
+    server.cut[:] = [1_500_000]
     assert (
         fetch_gse235063(tmp_path, url=server.url, wait=0).read_bytes() == server.data
         and len(server.asked) == 2
@@ -1051,7 +1209,8 @@ def test_fetch_refusals(server, tmp_path):
     with pytest.raises(ConnectionError, match="503"):
         fetch_gse235063(tmp_path, url=server.url, wait=0, retries=2)
     assert len(server.asked) == 4
-    server.status, server.announce = 200, False
+    server.status = 200
+    server.announce = False
     with pytest.raises(ConnectionError, match="does not announce a length"):
         fetch_gse235063(tmp_path, url=server.url, retries=0)
     assert "GSE235063_RAW.tar" not in names(tmp_path)

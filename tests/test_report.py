@@ -1,4 +1,6 @@
-"The report: what it says on tables made by hand, that it needs nothing else, that the same run gives the same bytes, and how a browser sees it."
+"""The report: what it says, that it needs nothing else, and how a browser shows it.
+
+Tables are made by hand; the same run gives the same bytes."""
 
 import base64
 import json
@@ -15,14 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longaml.experiment import report as rp
+from longaml.experiment import agreement, report, report_tables, report_text
 from longaml.experiment.store import Run
 
-TIMES, MODELS = (
-    ("DX", "REM", "REL"),
-    ("majority", "patient_lineage", "technical", "logistic", "transformer"),
-)
-RANKERS, CONTRASTS = ("logistic", "paired_de", "transformer"), ("REL_vs_DX", "REM_vs_DX")
+TIMES = ("DX", "REM", "REL")
+MODELS = ("majority", "patient_lineage", "technical", "logistic", "transformer")
+RANKERS = ("logistic", "paired_de", "transformer")
+CONTRASTS = ("REL_vs_DX", "REM_vs_DX")
 GENES = [f"G{i:02d}" for i in range(40)]
 
 
@@ -30,8 +31,9 @@ GENES = [f"G{i:02d}" for i in range(40)]
 
 
 def evaluation(gain=0.3, patients=8, seed=0):
-    "Held-out accuracy in which models that read genes are better than technical values by `gain`, and the network as good as logistic regression."
-    rng, rows = np.random.default_rng(seed), []
+    "Held-out accuracy: models that read genes exceed technical values by `gain`, all equally."
+    rng = np.random.default_rng(seed)
+    rows = []
     for c in (*CONTRASTS, "all"):
         for m in MODELS:
             for p in range(patients):
@@ -49,7 +51,8 @@ def evaluation(gain=0.3, patients=8, seed=0):
 
 def ranking(genes=GENES, passing=4, seed=0):
     "Rankings whose first genes pass."
-    rng, tables = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    tables = []
     for c in CONTRASTS:
         for m in RANKERS:
             order = rng.permutation(len(genes))
@@ -124,7 +127,9 @@ def libraries(patients=8):
 
 def tables(**changes):
     "All tables of a run."
-    rng, r, seen = np.random.default_rng(1), ranking(), visits()
+    rng = np.random.default_rng(1)
+    r = ranking()
+    seen = visits()
     top = r[r["rank"] <= 25]
     made = {
         "evaluation": evaluation(),
@@ -141,7 +146,9 @@ def tables(**changes):
         ),
         "stability": pd.DataFrame(
             [(m, c, 0.5, 0.4, 0.6, 0.05, 0.0, 0.1, 8, 50, 10) for m in RANKERS for c in CONTRASTS],
-            columns="model contrast index low high null_index null_low null_high patients k n".split(),
+            columns=(
+                "model contrast index low high null_index null_low null_high patients k n".split()
+            ),
         ),
         "reach": pd.DataFrame(
             [(c, 8, 256.0, 127.0, 0.05, 0.001, 0.3) for c in CONTRASTS],
@@ -196,11 +203,8 @@ def write(folder, made, **params):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     "A run directory made by hand, with its report."
-    pytest.importorskip("nbclient")
-    pytest.importorskip("nbconvert")
-    pytest.importorskip("ipykernel")
     out = write(tmp_path_factory.mktemp("report") / "out", tables())
-    rp.write_report(out)
+    report.write_report(out)
     return out
 
 
@@ -209,7 +213,8 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.text = [], []
+        self.tags = []
+        self.text = []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -245,7 +250,7 @@ def test_page_needs_nothing_else(made):
     assert len(links) > 6 and all(h.startswith("#") and h[1:] in ids for h in links)
     assert (
         any(a.get("name") == "viewport" for t, a in found.tags if t == "meta")
-        and "prefers-color-scheme:dark" in text
+        and "prefers-color-scheme: dark" in text
         and "@media print" in text
     )
 
@@ -265,13 +270,13 @@ def test_sections_and_sentences(made):
     ):
         assert title in text
     assert (
-        "8 patients, 23 libraries at DX, REM and REL, 2,300 cells (100 to 100 in a library). 1 visit is missing: REM of AML3."
-        in text
+        "8 patients, 23 samples at DX, REM and REL, 2,300 cells (100 to 100 in a sample). "
+        "1 visit is missing: REM of AML3." in text
     )
     assert (
-        text.index("What can be believed")
-        < text.index("What can not")
-        < text.index("8 patients, 23 libraries")
+        text.index("Supported by this run")
+        < text.index("Not supported")
+        < text.index("8 patients, 23 samples")
     )
     assert "REL against REM: not evaluated; 2 patients have enough cells at both." in text
     assert (
@@ -301,7 +306,7 @@ def test_notebook_is_executed_and_portable(made):
         "/somewhere",
         str(Path.home()),
         sys.prefix,
-        str(Path(rp.__file__).parents[1]),
+        str(Path(report.__file__).parents[1]),
     ):
         assert where == "/" or where not in both
     assert not list(made.rglob("*.part")) and "%matplotlib inline" in code[0].source
@@ -312,15 +317,12 @@ def test_same_run_gives_the_same_bytes(made, tmp_path):
     before = {p.name: p.read_bytes() for p in made.iterdir() if p.is_file()}
     for p in other.glob("report.*"):
         p.unlink()
-    rp.write_report(other)
+    report.write_report(other)
     assert {p.name: p.read_bytes() for p in other.iterdir() if p.is_file()} == before
 
 
 def test_odd_names_and_missing_tables(tmp_path):
-    "Patients that look like numbers or like HTML, genes like markdown: shown as they are called. What the folder lacks is named."
-    pytest.importorskip("nbclient")
-    pytest.importorskip("nbconvert")
-    pytest.importorskip("ipykernel")
+    "Names like numbers, HTML or markdown are shown as they are; what the folder lacks is named."
     names = {
         "AML1": "007",
         "AML2": "<img src=x onerror=alert(1)>",
@@ -332,7 +334,7 @@ def test_odd_names_and_missing_tables(tmp_path):
     }
     t = tables(reach=None, stability=None, gene_times=None, gene_changes=None, coverage=None)
     out = write(tmp_path / "out", {k: v.replace({**names}) for k, v in t.items()})
-    rp.write_report(out)
+    report.write_report(out)
     found = Page((out / "report.html").read_text())
     assert not {"script"} & {tag for tag, _ in found.tags} and all(
         "onerror" not in a for _, a in found.tags
@@ -359,13 +361,14 @@ def test_a_run_with_less(tmp_path):
         ),
         models=[*MODELS],
     )
-    prose = "\n".join(s for k, s, _ in rp.report_cells(out) if k == "markdown")
+    cells = report.report_cells(out)
+    prose = "\n".join(c.source for c in cells if c.kind == "markdown")
     assert (
         "no `libraries.csv`" in prose
         and "Ranked genes" not in prose
         and "Held-out patients" in prose
     )
-    code = "\n".join(s for k, s, _ in rp.report_cells(out) if k == "code")
+    code = "\n".join(c.source for c in cells if c.kind == "code")
     assert "libraries" not in code and "ranking" not in code
 
 
@@ -373,28 +376,30 @@ def test_a_run_with_less(tmp_path):
 
 
 def said(kind, **changes):
-    return [s for k, s in rp.believe(tables(**changes)) if k == kind]
+    return [s for k, s in report_text.findings(tables(**changes)) if k == kind]
 
 
 def test_a_gain_is_believed_and_a_network_that_adds_nothing_is_not():
-    yes, no = said("yes"), said("no")
+    yes = said("yes")
+    no = said("no")
     assert any(
-        s.startswith("REL against DX: the timepoints of unseen patients are told apart by logistic")
+        s.startswith(
+            "REL against DX: the timepoints of held-out patients are distinguished by logistic"
+        )
         and "technical 0.5" in s
         for s in yes
     )
     assert any(
         s.startswith(
-            "transformer: no gain over logistic regression is shown for REL against DX, REM against DX and all timepoints"
+            "transformer: no gain over logistic regression is shown for REL against DX, REM "
+            "against DX and all timepoints"
         )
         for s in no
     )
-    yes, no = (
-        said("yes", evaluation=evaluation(gain=0.0)),
-        said("no", evaluation=evaluation(gain=0.0)),
-    )
+    yes = said("yes", evaluation=evaluation(gain=0.0))
+    no = said("no", evaluation=evaluation(gain=0.0))
     assert (
-        not any("unseen patients are told apart" in s for s in yes)
+        not any("held-out patients are distinguished" in s for s in yes)
         and sum("no gain of logistic" in s and "is shown over depth" in s for s in no) == 3
     )
 
@@ -416,7 +421,8 @@ def test_genes_are_believed_unless_a_verdict_holds():
     )
     none = said("no", ranking=ranking(passing=0))
     assert [s for s in none if "no gene" in s] == [
-        "REL against DX and REM against DX: no gene of logistic, paired_de and transformer stands out from permuted libraries at q < 0.1. That does not show that nothing changes."
+        "REL against DX and REM against DX: no gene of logistic, paired_de and transformer stands "
+        "out from permuted samples at q < 0.1. That does not show that nothing changes."
     ]
     assert any(
         s == "Not assessed for paired_de: at chance and input-independent." for s in said("open")
@@ -450,7 +456,8 @@ def test_flags_of_the_cohort_and_technical_values():
     e = evaluation()
     e.loc[e["model"] == "technical", "value"] += 0.4
     assert any(
-        s.startswith("Technical values: alone, they tell") for s in said("open", evaluation=e)
+        s.startswith("Technical values: alone, they distinguish")
+        for s in said("open", evaluation=e)
     )
     assert not any(
         "Technical values" in s for s in said("open", evaluation=e.assign(value=e["chance"]))
@@ -470,7 +477,7 @@ def test_forecasts():
     assert any(s.startswith("The change to REL: ridge (+0.10") for s in said("yes", evaluation=e))
     e.loc[e["model"] == "ridge", "value"] = -0.1
     assert any("no model is shown" in s for s in said("no", evaluation=e))
-    skill = rp.skill_table(e, "forecast", "REL").set_index("model")
+    skill = report_tables.skill_table(e, "forecast", "REL").set_index("model")
     assert (
         skill.loc["ridge", "skill"] == pytest.approx(-0.1)
         and skill.loc["no_change", "patients"] == 8
@@ -479,7 +486,7 @@ def test_forecasts():
 
 def test_held_out_is_what_numpy_gives():
     e = evaluation()
-    t = rp.held_out(e, contrast="REL_vs_DX").set_index("model")
+    t = report_tables.held_out(e, contrast="REL_vs_DX").set_index("model")
     wide = e[(e["contrast"] == "REL_vs_DX") & (e["metric"] == "balanced_accuracy")].pivot(
         index="patient", columns="model", values="value"
     )
@@ -496,16 +503,18 @@ def test_held_out_is_what_numpy_gives():
         and t.loc["technical", ["over_baseline", "over_logistic"]].isna().all()
         and np.isnan(t.loc["logistic", "over_logistic"])
     )
-    assert (rp.held_out(e)[["mean_low", "mean_high"]].to_numpy() >= 0).all() and (
-        rp.held_out(e)[["mean_low", "mean_high"]].to_numpy() <= 1
+    assert (report_tables.held_out(e)[["mean_low", "mean_high"]].to_numpy() >= 0).all() and (
+        report_tables.held_out(e)[["mean_low", "mean_high"]].to_numpy() <= 1
     ).all()
     with pytest.raises(ValueError, match="Did you mean 'REL_vs_DX'"):
-        rp.held_out(e, contrast="REL_vs_DY")
+        report_tables.held_out(e, contrast="REL_vs_DY")
 
 
 def test_top_genes_have_intervals_over_patients():
     t = tables()
-    top = rp.top_genes(t["ranking"], "logistic", "REL_vs_DX", changes=t["gene_changes"], n=3)
+    top = report_tables.top_genes(
+        t["ranking"], "logistic", "REL_vs_DX", changes=t["gene_changes"], n=3
+    )
     v = t["gene_changes"].query(
         "model == 'logistic' and contrast == 'REL_vs_DX' and gene == 'G00'"
     )["log2_fold_change"]
@@ -514,7 +523,9 @@ def test_top_genes_have_intervals_over_patients():
         and top.loc[0, "log2_fold_change_low"] < v.mean() < top.loc[0, "log2_fold_change_high"] < 0
     )
     assert top["same_way"].tolist()[0] == "8 of 8" and list(top["gene"]) == ["G00", "G01", "G02"]
-    assert "log2_fold_change_low" not in rp.top_genes(t["ranking"], "logistic", "REL_vs_DX")
+    assert "log2_fold_change_low" not in report_tables.top_genes(
+        t["ranking"], "logistic", "REL_vs_DX"
+    )
 
 
 # ---------------------------------------------------------------- agreement
@@ -537,22 +548,25 @@ def rankings(scores):
     )
 
 
-def keep(folder, model, null, patients):
-    from longaml.experiment.store import save_result
-
-    (folder / model).mkdir(parents=True)
-    for i in range(0, len(null), 2):
-        save_result(folder / model / f"null-{i:04d}.npz", null[i : i + 2])
-    save_result(folder / model / "stability.npz", {"patients": patients})
+def keep(folder, kept):
+    "A finished run whose steps hold the scores of models under permutations, two in a step."
+    run = Run(folder, command="run", params={}, seed=0)
+    for model, (null, patients) in kept.items():
+        for i in range(0, len(null), 2):
+            run.step(f"rank/B_vs_A/{model}/null-{i:04d}", lambda i=i, null=null: null[i : i + 2])
+        found = {"patients": patients}
+        run.step(f"rank/B_vs_A/{model}/stability", lambda found=found: found)
+    run.finish({})
+    return folder
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(20, 120), st.integers(0, 10**6), st.integers(1, 10))
 def test_agreement_of_a_ranking_with_itself_and_with_its_reverse(n, seed, k):
     x = np.random.default_rng(seed).normal(size=n)
-    found = rp.concordance(rankings({"a": x, "b": 2 * x + 1, "c": -x}), "B_vs_A", k=k).set_index(
-        ["model", "other"]
-    )
+    found = agreement.concordance(
+        rankings({"a": x, "b": 2 * x + 1, "c": -x}), "B_vs_A", k=k
+    ).set_index(["model", "other"])
     assert (
         found.loc[("a", "b"), "rank_correlation"] == pytest.approx(1)
         and found.loc[("a", "b"), "shared"] == k
@@ -567,7 +581,7 @@ def test_agreement_of_a_ranking_with_itself_and_with_its_reverse(n, seed, k):
 def test_agreement_by_chance_is_what_random_lists_share():
     rng = np.random.default_rng(0)
     shared = [
-        rp.concordance(
+        agreement.concordance(
             rankings({"a": rng.normal(size=100), "b": rng.normal(size=100)}), "B_vs_A", k=20
         )
         for _ in range(60)
@@ -578,34 +592,27 @@ def test_agreement_by_chance_is_what_random_lists_share():
 
 
 def test_agreement_under_the_same_permutations(tmp_path):
-    "Noise that two models share is shown, and nulls of other permutations are not compared."
+    "Noise that two models share is shown; nulls of other permutations are not compared."
     rng = np.random.default_rng(0)
-    noise, r = (
-        rng.normal(size=(8, 60)),
-        rankings({"a": rng.normal(size=60), "b": rng.normal(size=60), "c": rng.normal(size=60)}),
-    )
-    keep(tmp_path, "a", noise, 10)
-    keep(tmp_path, "b", np.r_[noise, rng.normal(size=(4, 60))], 10)
-    keep(tmp_path, "c", noise, 9)
-    found = rp.concordance(r, "B_vs_A", nulls=tmp_path).set_index(["model", "other"])
-    assert (
-        found.loc[("a", "b"), "permuted"] == pytest.approx(1)
-        and found.loc[("a", "b"), "permuted_shared"] == found["top"].iloc[0]
-    )
+    noise = rng.normal(size=(8, 60))
+    longer = np.r_[noise, rng.normal(size=(4, 60))]
+    r = rankings({model: rng.normal(size=60) for model in "abc"})
+    out = keep(tmp_path / "many", {"a": (noise, 10), "b": (longer, 10), "c": (noise, 9)})
+    found = agreement.concordance(r, "B_vs_A", folder=out).set_index(["model", "other"])
+    assert found.loc[("a", "b"), "permuted"] == pytest.approx(1)
+    assert found.loc[("a", "b"), "permuted_shared"] == found["top"].iloc[0]
     assert found.loc[[("a", "c"), ("b", "c")], "permuted"].isna().all()  # other patients
-    keep(tmp_path / "few", "a", noise, 4)
-    keep(tmp_path / "few", "b", noise[:7], 4)
-    assert (
-        rp.concordance(r[r["model"] != "c"], "B_vs_A", nulls=tmp_path / "few")["permuted"]
-        .isna()
-        .all()
-    )  # all permutations of four patients, in another order
-    (tmp_path / "a/null-0000.npz").write_bytes(b"PK\x03\x04")
-    assert rp.concordance(r, "B_vs_A", nulls=tmp_path)["permuted"].isna().all()
+    few = keep(tmp_path / "few", {"a": (noise, 4), "b": (noise[:7], 4)})
+    two = r[r["model"] != "c"]
+    found = agreement.concordance(two, "B_vs_A", folder=few)
+    assert found["permuted"].isna().all()  # all permutations of four patients, in another order
+    for part in out.rglob("*.npz"):
+        part.write_bytes(b"PK\x03\x04")
+    assert agreement.concordance(r, "B_vs_A", folder=out)["permuted"].isna().all()
 
 
 def test_constant_scores_have_no_agreement():
-    found = rp.concordance(rankings({"a": np.zeros(30), "b": np.arange(30.0)}), "B_vs_A")
+    found = agreement.concordance(rankings({"a": np.zeros(30), "b": np.arange(30.0)}), "B_vs_A")
     assert found[["rank_correlation", "shared"]].isna().all(axis=None)
 
 
@@ -631,19 +638,19 @@ def test_names_come_back_as_they_were(names):
         pd.DataFrame({"gene": names, "score": np.arange(len(names))}).to_csv(
             f"{d}/t.csv", index=False, lineterminator="\n"
         )
-        assert rp.read_table(f"{d}/t.csv")["gene"].tolist() == names
+        assert report_tables.read_table(f"{d}/t.csv")["gene"].tolist() == names
 
 
 def test_methods_say_what_was_run(made):
-    run, t = rp.read_run(made)
-    text = rp.methods(run, t)
+    run, t = report_tables.read_run(made)
+    text = report_text.methods(run, t)
     for v in run["versions"].values():
         assert v is None or v in text
     for what in (
         "seed 7",
         "ab" * 32,
         "cohort.h5ad",
-        "2,300 cells in 23 libraries of 8 patients",
+        "2,300 cells in 23 samples of 8 patients",
         "20 distinct permutations",
         "10 random halves",
         "Vaswani",
@@ -651,14 +658,16 @@ def test_methods_say_what_was_run(made):
     ):
         assert what in text
     assert "/somewhere" not in text and "Hoerl" not in text
-    used = set(rp.references(run))
+    used = set(report_text.references(run))
     p = run["params"] | {"task": "state,forecast,impute", "models": [*p_all(), "lstm"]}
     every = set(
-        rp.references(
+        report_text.references(
             {**run, "params": p, "inputs": [{"path": "GSE235063_RAW.tar", "sha256": "0"}]}
         )
     )
-    assert used < every == set(rp.REFERENCES.values())
+    papers = set(json.loads(report_text.template_text("references.json")).values())
+    models = {spec.citation for spec in report_text.specs_of(p["models"]) if spec.citation}
+    assert used < every and papers | models <= every and "Hoerl" in " ".join(every - used)
     for author in re.findall(r"\(([A-Z]\w+)(?: et al\.| and \w+)?, \d{4}\)", text):
         assert any(
             r.startswith(author) or f" {author} " in r or f", {author}" in r for r in used
@@ -687,49 +696,34 @@ def p_all():
 def test_what_has_no_report(tmp_path, record, says):
     (tmp_path / "run.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=says):
-        rp.write_report(tmp_path)
+        report.write_report(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_no_run_directory(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
-        rp.write_report(tmp_path / "nowhere")
+        report.write_report(tmp_path / "nowhere")
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is a file"):
-        rp.write_report(tmp_path / "file")
+        report.write_report(tmp_path / "file")
     with pytest.raises(ValueError, match="no run.json"):
-        rp.write_report(tmp_path)
+        report.write_report(tmp_path)
     (tmp_path / "run.json").write_text('{"command": "ru')
     with pytest.raises(ValueError, match="damaged"):
-        rp.write_report(tmp_path)
+        report.write_report(tmp_path)
     (tmp_path / "demo/run").mkdir(parents=True)
     (tmp_path / "demo/run/run.json").touch()
     with pytest.raises(ValueError, match="Did you mean .*demo/run"):
-        rp.write_report(tmp_path / "demo")
-
-
-@pytest.mark.parametrize("module", ["nbclient", "nbconvert", "nbformat", "ipykernel"])
-def test_without_the_extra_it_says_so(tmp_path, monkeypatch, module):
-    out = write(tmp_path / "out", tables())
-    monkeypatch.setitem(sys.modules, module, None)
-    line = rp.report_or_say(out)
-    assert (
-        line.startswith(f"no report: {module} is needed here")
-        and "longaml[report]" in line
-        and f"longaml report {out}" in line
-        and "\n" not in line
-    )
-    with pytest.raises(ImportError, match=r"longaml\[report\]"):
-        rp.write_report(out)
-    assert not list(out.glob("report.*"))
+        report.write_report(tmp_path / "demo")
 
 
 def test_a_failing_cell_leaves_the_old_report(made, monkeypatch):
     before = {p.name: p.read_bytes() for p in made.glob("report.*")}
-    monkeypatch.setattr(rp, "START", "1/0")
+    failing = [report.Cell("code", "1/0", {})]
+    monkeypatch.setattr(report, "report_cells", lambda folder: failing)
     with pytest.raises(RuntimeError, match="ZeroDivisionError: division by zero"):
-        rp.write_report(made)
-    line = rp.report_or_say(made)
+        report.write_report(made)
+    line = report.report_or_say(made)
     assert (
         line.startswith("no report (RuntimeError: a cell of the report failed")
         and "tries again" in line
@@ -745,9 +739,6 @@ def test_a_failing_cell_leaves_the_old_report(made, monkeypatch):
 
 def test_a_real_run(tmp_path):
     "A run of the library, its report, and its numbers in the run's own words."
-    pytest.importorskip("nbclient")
-    pytest.importorskip("nbconvert")
-    pytest.importorskip("ipykernel")
     import longaml as la
     from longaml.experiment.run import run_cohort
 
@@ -766,9 +757,9 @@ def test_a_real_run(tmp_path):
     result = run_cohort(
         tmp_path / "cohort", tmp_path / "out", models=["logistic", "paired_de"], nulls=4
     )
-    assert rp.report_or_say(tmp_path / "out").startswith("report: ")
+    assert report.report_or_say(tmp_path / "out").startswith("report: ")
     text = " ".join("".join(Page((tmp_path / "out/report.html").read_text()).text).split())
-    t = rp.held_out(result["evaluation"]).set_index("model").loc["logistic"]
+    t = report_tables.held_out(result["evaluation"]).set_index("model").loc["logistic"]
     assert (
         f"{t['mean']:.2f} [{t['mean_low']:.2f}, {t['mean_high']:.2f}]" in text
         and f"{t['over_baseline']:+.2f} [" in text
@@ -780,12 +771,9 @@ def test_a_real_run(tmp_path):
 
 @pytest.mark.slow
 def test_every_task_and_modules_inside(tmp_path):
-    pytest.importorskip("nbclient")
-    pytest.importorskip("nbconvert")
-    pytest.importorskip("ipykernel")
     import longaml as la
+    from longaml.experiment.modules import run_modules
     from longaml.experiment.run import run_cohort
-    from longaml.tasks.modules import run_modules
 
     cohort = la.datasets.simulate_cohort(
         "small", seed=2, n_patients=8, n_genes=120, n_drivers=6, n_cells=120
@@ -806,9 +794,9 @@ def test_every_task_and_modules_inside(tmp_path):
         pair_genes=15,
         nulls=2,
     )
-    rp.write_report(tmp_path / "out")
+    report.write_report(tmp_path / "out")
     text = " ".join("".join(Page((tmp_path / "out/report.html").read_text()).text).split())
-    e = rp.read_table(tmp_path / "out/evaluation.csv")
+    e = report_tables.read_table(tmp_path / "out/evaluation.csv")
     for task, title, why in (
         ("forecast", "The change to REL", "forecast REL: not evaluated"),
         ("impute", "Imputed: REM", "impute REM: not evaluated"),
@@ -818,7 +806,7 @@ def test_every_task_and_modules_inside(tmp_path):
         assert what in text
     only = tmp_path / "later"
     run_cohort(tmp_path / "cohort.h5ad", only, task="forecast", models=["transformer"], nulls=4)
-    rp.write_report(only)
+    report.write_report(only)
     text = (only / "report.html").read_text()
     assert "What comes next" in text and "Ranked genes" not in text
 
@@ -850,11 +838,9 @@ def browser():
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_in_a_browser(made, browser, width, theme):
-    page, said, asked = (
-        browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme),
-        [],
-        [],
-    )
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+    said = []
+    asked = []
     page.on("console", lambda m: said.append(m.text))
     page.on("pageerror", lambda e: said.append(str(e)))
     page.on("request", lambda r: asked.append(r.url))
@@ -863,13 +849,15 @@ def test_in_a_browser(made, browser, width, theme):
         (made / "report.html").as_uri()
     ]
     assert page.evaluate(
-        "[...document.images].length > 20 && [...document.images].every(i => i.complete && i.naturalWidth > 0)"
+        "[...document.images].length > 20 && [...document.images].every(i => i.complete && "
+        "i.naturalWidth > 0)"
     )
     assert page.evaluate(
         "document.documentElement.scrollWidth <= innerWidth"
     )  # tables and wide figures scroll within themselves
     assert page.evaluate(
-        "[...document.querySelectorAll('.table')].every(t => t.getBoundingClientRect().right <= innerWidth)"
+        "[...document.querySelectorAll('.table')].every(t => t.getBoundingClientRect().right <= "
+        "innerWidth)"
     )
     light = sum(
         map(
@@ -890,10 +878,12 @@ def test_printed(made, browser):
     page.goto((made / "report.html").as_uri())
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not page.evaluate(
-        "[...document.querySelectorAll('nav, details.code')].some(e => e.getBoundingClientRect().height)"
+        "[...document.querySelectorAll('nav, details.code')].some(e => "
+        "e.getBoundingClientRect().height)"
     )
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate(
-        "[...document.querySelectorAll('details.fold')].every(d => d.getBoundingClientRect().height > 300)"
+        "[...document.querySelectorAll('details.fold')].every(d => "
+        "d.getBoundingClientRect().height > 300)"
     )  # what is folded on a screen is printed
     page.close()

@@ -126,6 +126,19 @@ def test_at_most_a_hundred_public_names_on_one_page():
     assert not (lost := [n for n in names if n.rpartition(".")[2] not in page]), lost
 
 
+def test_no_module_hides_a_public_name():
+    "An imported module is an attribute of its package: a public name of that spelling would be lost."
+    import longaml as la
+
+    hidden = [
+        f"la.{n}.{name}"
+        for n in la.NAMESPACES
+        for name in getattr(la, n).__all__
+        if (PACKAGE / n / f"{name}.py").exists()
+    ]
+    assert not hidden, hidden
+
+
 # ---------------------------------------------------------------- readable code
 
 

@@ -8,6 +8,7 @@ __all__ = ['de_audit', 'de_lines', 'run_de']
 # %% ../../nbs/experiment/70_de.ipynb #5387019b
 import numpy as np
 import pandas as pd
+from ..tl.expression import de_coverage, de_stability, de_table
 
 from longaml.core import (
     ALL,
@@ -20,7 +21,6 @@ from .run import _with_flags
 from .store import slug
 from ..pp.preprocessing import pseudobulk
 from ..tl.checks import audit
-from ..tl.differential_expression import de_coverage, de_stability, de_table
 
 # %% ../../nbs/experiment/70_de.ipynb #61d3017a
 def de_audit(
@@ -100,7 +100,7 @@ def de_lines(
 def _de_figures(
     table, verdicts, run
 ):  # a volcano for each contrast and lineage, a QQ panel for each lineage of a contrast, the audit
-    from longaml.pl import plotting as pl
+    from longaml import pl
 
     drawn = table.rename(columns={"lineage": "model"}).assign(
         direction=np.where(table["log2_fold_change"] > 0, "up", "down")
@@ -108,16 +108,14 @@ def _de_figures(
     for (contrast, lineage), _ in drawn.groupby(["contrast", "model"], sort=False):
         run.figure(
             f"volcano-{slug(contrast)}-{slug(lineage)}",
-            pl.plot_volcano(drawn, model=lineage, contrast=contrast, x="log2_fold_change"),
+            pl.volcano(drawn, model=lineage, contrast=contrast, x="log2_fold_change"),
         )
     for contrast, r in drawn.groupby("contrast", sort=False):
         run.figure(
             f"qq-{slug(contrast)}",
-            pl.plot_qq(
-                r["p_value"].to_numpy(), groups=pd.Categorical(r["model"], r["model"].unique())
-            ),
+            pl.qq(r["p_value"].to_numpy(), groups=pd.Categorical(r["model"], r["model"].unique())),
         )
-    run.figure("audit", pl.plot_audit(verdicts.rename(columns={"lineage": "model"})))
+    run.figure("audit", pl.audit(verdicts.rename(columns={"lineage": "model"})))
 
 # %% ../../nbs/experiment/70_de.ipynb #83425148
 def _run(adata, run, how, seed):  # steps, tables, figures, summary

@@ -61,7 +61,8 @@ from longaml.models.forecasters import (
 from ..models.scbmlp import class_loss
 from ..models.training import Fitted, fit
 from ..pp.preprocessing import bags, patient_folds, pseudobulk, state_sets
-from ..pp.tokens import Encoding, TokenData, Vocabulary, encode
+from ..pp.token_data import TokenData
+from ..pp.tokens import Encoding, Vocabulary, encode
 from ..tasks.forecast import _asked, _targets
 from longaml.tasks.timepoint import (
     BASELINES,
@@ -366,9 +367,8 @@ CODE = (
     "models.attribution.held_out_fits",
     "models.attribution.fold_jobs",
     "models.attribution.held_out_mean",
-    "tasks.timepoint.coverage",
+    "tasks.coverage.coverage",
     "tasks.timepoint.network_proba",
-    "tasks.timepoint.evaluation_table",
     "experiment.evaluation.evaluate",
     "pp.preprocessing",
     "pp.tokens",

@@ -25,12 +25,11 @@ from longaml.core import (
     timepoints_of,
 )
 from .store import slug
-from ..pl.plotting import plot_audit, plot_null
-from ..pp.preprocessing import normalize, pseudobulk, variable_genes
 from ..pl.networks import plot_adjacency, plot_degree_impact
+from ..pl.rankings import plot_audit, plot_null
+from ..pp.preprocessing import normalize, pseudobulk, variable_genes
 from ..tl.block_decomposition import bdm, has_table, rank_by_impact
 from ..tl.checks import audit
-from ..tl.differential_expression import paired_differences
 from ..tl.network_changes import change_rows, pair_changes, rank_network_change
 from longaml.tl.networks import (
     LEAST_PATIENTS,
@@ -40,6 +39,7 @@ from longaml.tl.networks import (
     network_rows,
     one_network,
 )
+from ..tl.permutation import paired_differences
 
 # %% ../../nbs/experiment/71_network.ipynb #7c95c10e
 MOST_GENES = 1000  # betweenness and the nulls take minutes beyond

@@ -48,11 +48,11 @@ def _strongest_figure(predictions, split, signal):  # predicted against observed
 
 def _figures(found, run, models):
     for metric in COMPARED_METRICS:
-        run.figure(f"compared-{metric}", pl.responses(found["comparison"], metric=metric))
-    signal = found["signal"].set_index("perturbation")["signal"]
+        run.figure(f"compared-{metric}", pl.responses(found.comparison, metric=metric))
+    signal = found.signal
     shown = [m for m in models if m != "no_change"]
-    run.figure("by-effect", pl.by_effect(found["evaluation"], signal, models=shown))
-    predictions = found["predictions"]
+    run.figure("by-effect", pl.by_effect(found.evaluation, signal, models=shown))
+    predictions = found.predictions
     for split in predictions.obs["split"].unique():
         run.figure(f"strongest-{split}", _strongest_figure(predictions, split, signal))
 
@@ -117,13 +117,13 @@ def run_perturb(
             step=run.step,
         )
     lines = [
-        _screen_line(adata, found["bulk"]),
-        *tasks.perturbation.response_lines(found["comparison"]),
+        _screen_line(adata, found.bulk),
+        *tasks.perturbation.response_lines(found.comparison),
     ]
     for name in ("evaluation", "comparison", "strata"):
-        run.table(f"{name}.csv", found[name])
+        run.table(f"{name}.csv", getattr(found, name))
     with atomic_path(run.out / "predictions.h5ad") as tmp:
-        found["predictions"].write_h5ad(tmp)
+        found.predictions.write_h5ad(tmp)
     _figures(found, run, names)
     run.finish({"summary": lines})
-    return found | {"summary": "\n".join(lines)}
+    return vars(found) | {"summary": "\n".join(lines)}

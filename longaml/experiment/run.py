@@ -30,7 +30,7 @@ from longaml.core import (
 )
 from .store import slug
 from ..models.attribution import RANKING
-from ..models.forecasters import TASKS
+from ..tasks.timepoint import TASKS
 from ..pl.style import mean_interval
 from ..pp.preprocessing import bags, pseudobulk, state_sets
 from ..tasks.forecast import run_forecasts
@@ -117,60 +117,58 @@ def _rankings(
 
 # %% ../../nbs/experiment/65_run.ipynb #6490acf9
 def _cohort_figures(adata, tables, run):  # what does not depend on a ranking
-    from longaml.pl import plotting as pl
+    from longaml import pl
 
-    draws = {"cohort": pl.plot_cohort, "composition": pl.plot_composition, "depth": pl.plot_depth}
+    draws = {"cohort": pl.cohort, "composition": pl.composition, "depth": pl.depth}
     if adata.obs[LINEAGE].nunique() == 1:
         del draws["composition"]
     for name, draw in draws.items():
         run.figure(name, draw(adata.obs))
-    run.figure("accuracy", pl.plot_accuracy(tables["evaluation"]))
+    run.figure("accuracy", pl.accuracy(tables["evaluation"]))
     chosen = [
         m for m in tables["evaluation"]["model"].unique() if m not in FLOORS or m == "technical"
     ][-5:]
     for contrast, e in tables["evaluation"].groupby("contrast", sort=False):
         if contrast == ALL:
             continue
-        run.figure(
-            f"patients-{slug(contrast)}", pl.plot_patients(e, contrast=contrast, models=chosen)
-        )
+        run.figure(f"patients-{slug(contrast)}", pl.patients(e, contrast=contrast, models=chosen))
         run.figure(
             f"reliability-{slug(contrast)}",
-            pl.plot_reliability(tables["predictions"], contrast=contrast, models=chosen),
+            pl.reliability(tables["predictions"], contrast=contrast, models=chosen),
         )
 
 
 def _ranking_figures(tables, nulls, stable, changes, bulk, run):  # what a ranking looks like
-    from longaml.pl import plotting as pl
+    from longaml import pl
 
     ranking = tables["ranking"]
-    run.figure("audit", pl.plot_audit(tables["audit"]))
+    run.figure("audit", pl.audit(tables["audit"]))
     for (model, contrast), r in ranking.groupby(["model", "contrast"], sort=False):
         tag, top = f"{model}-{slug(contrast)}", r["gene"].head(25)
         run.figure(
             f"volcano-{tag}",
-            pl.plot_volcano(ranking, model=model, contrast=contrast, x="log2_fold_change"),
+            pl.volcano(ranking, model=model, contrast=contrast, x="log2_fold_change"),
         )
         run.figure(
             f"null-{tag}",
-            pl.plot_null(
+            pl.null(
                 nulls[model, contrast],
                 r["score"].to_numpy(),
                 title=f"{model}, {contrast.replace('_vs_', ' against ')}: scores and their null",
             ),
         )
-        run.figure(f"top_genes-{tag}", pl.plot_top_genes(changes[model, contrast][top].T))
+        run.figure(f"top_genes-{tag}", pl.top_genes(changes[model, contrast][top].T))
         if contrast == ranking["contrast"].iat[0]:
             run.figure(
                 f"gene_times-{tag}",
-                pl.plot_gene_times(
+                pl.gene_times(
                     gene_times(bulk, top),
                     title=f"{model}: the top genes of {contrast.replace('_vs_', ' against ')} over time",
                 ),
             )
     for contrast, s in stable.groupby("contrast", sort=False):
         if "index" in s:
-            run.figure(f"stability-{slug(contrast)}", pl.plot_stability(s))
+            run.figure(f"stability-{slug(contrast)}", pl.stability(s))
 
 # %% ../../nbs/experiment/65_run.ipynb #62dc0c2d
 def _accuracy_lines(evaluation):  # one line per contrast and model
@@ -565,7 +563,7 @@ def audit_csv(
 ) -> dict:  # "audit" table and "summary"
     "Audit a ranking made anywhere against the cohort it was made from."
     from longaml.experiment.store import Run
-    from longaml.pl import plotting
+    from longaml import pl
     from longaml.pp.reading import read_cohort
 
     run = Run(out, command="audit", params={"read": read or {}}, inputs=[path, cohort], seed=seed)
@@ -573,7 +571,7 @@ def audit_csv(
     adata = read_cohort(cohort, **(read or {}))
     verdicts = _with_flags(audit(ranking, adata, seed=seed), adata)
     run.table("audit.csv", verdicts)
-    run.figure("audit", plotting.plot_audit(verdicts[verdicts["model"] != ALL]))
+    run.figure("audit", pl.audit(verdicts[verdicts["model"] != ALL]))
     held = verdicts[verdicts["holds"] == True]
     summary = (
         "\n".join([f"{x.contrast}, {x.model}: {x.verdict} ({x.text})" for x in held.itertuples()])

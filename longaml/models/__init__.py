@@ -10,20 +10,22 @@ from .. import attach_names
 
 # %% ../../nbs/models/index.ipynb #427feb0e
 NAMES = {
-    "contract": "ModelSpec spec specs",
+    "contract": "ModelSpec register spec specs",
     "own_models": "resolve",
-    "training": ("Training Fitted fit fit_many register build save load annotate_libraries"),
+    "training": "Training Fitted fit",
+    "stacking": "fit_many",
+    "checkpoints": "build save load annotate_libraries",
     "baselines": "Majority PatientLineage Logistic SelectGenes",
     "classical": "BayesianRidge FactorModel bayesian_ridge",
     "forecasters": "NoChange MeanShift OwnLevel Ridge Network",
-    "transformer": "TemporalTransformer",
+    "transformer": "Transformer TemporalTransformer",
     "lstm": "LSTM",
     "bilstm": "BiLSTM",
     "lgem": "LGEM LinearResponse",
     "scbmlp": "ScBMLP ScBMLPClassifier ScBMLPRegressor",
     "celltype": "CellTypeTransformer CellTypeClassifier annotate",
     "perturbation": "CrossAttention",
-    "interactions": "interactions top_pairs",
+    "quadratic": "interactions top_pairs",
     "attribution": "rank_genes integrated_gradients knockout",
 }
 __getattr__, __dir__, __all__ = attach_names(__name__, NAMES)

@@ -10,13 +10,21 @@ from .. import attach_names
 
 # %% ../../nbs/pl/index.ipynb #1754031c
 NAMES = {
-    "plotting": (
-        "cohort=plot_cohort composition=plot_composition depth=plot_depth "
-        "accuracy=plot_accuracy volcano=plot_volcano qq=plot_qq null=plot_null "
-        "audit=plot_audit precision_recall=plot_precision_recall "
-        "stability=plot_stability top_genes=plot_top_genes patients=plot_patients "
-        "reliability=plot_reliability gene_times=plot_gene_times "
+    "cohorts": "cohort=plot_cohort composition=plot_composition depth=plot_depth",
+    "evaluation": (
+        "accuracy=plot_accuracy patients=plot_patients reliability=plot_reliability "
         "forecast=plot_forecast responses=plot_responses by_effect=plot_by_effect"
     ),
+    "rankings": (
+        "volcano=plot_volcano qq=plot_qq null=plot_null stability=plot_stability "
+        "audit=plot_audit precision_recall=plot_precision_recall"
+    ),
+    "genes": "top_genes=plot_top_genes gene_times=plot_gene_times courses=plot_courses",
+    "networks": (
+        "adjacency=plot_adjacency degree_impact=plot_degree_impact "
+        "factor_changes=plot_factor_changes"
+    ),
+    "cells": "modules=plot_modules network=plot_network confusion=plot_confusion",
+    "published": "pooled=plot_pooled importance=plot_importance",
 }
 __getattr__, __dir__, __all__ = attach_names(__name__, NAMES)

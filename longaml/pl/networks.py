@@ -5,103 +5,97 @@
 # %% auto #0
 __all__ = ['plot_adjacency', 'plot_degree_impact', 'plot_factor_stability', 'plot_factor_changes']
 
-# %% ../../nbs/pl/32_networks.ipynb #9018ff08
+# %% ../../nbs/pl/32_networks.ipynb #2896043c
 import numpy as np
+import pandas as pd
+from anndata import AnnData
+from matplotlib.axes import Axes
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
 
 from ..core import ALL, rng_for, timepoints_of
 from .style import COLOURS, GREY, axes_or_new, dress
-from ..tl.differential_expression import paired_differences
 from ..tl.factors import chosen_k
+from ..tl.permutation import paired_differences
 
 # %% ../../nbs/pl/32_networks.ipynb #24813fc8
-def plot_adjacency(
-    correlation,  # genes x genes, from correlation_matrix
-    graph=None,  # genes x genes, from adjacency; its edges are outlined by dots; None: none
-    *,
-    names=40,  # up to this many genes are named
-    ax=None,  # axes to draw into
-):  # Axes
-    "Correlations as a heat map, genes that vary alike next to each other; a dot for each edge."
-    from scipy.cluster.hierarchy import leaves_list, linkage
-    from scipy.spatial.distance import squareform
-
-    r = correlation.to_numpy(float)
+def _alike_first(r: np.ndarray) -> np.ndarray:
+    "An order in which genes that vary alike stand next to each other (average linkage)."
+    if len(r) < 3:
+        return np.arange(len(r))
     far = 1 - np.abs((r + r.T) / 2)
     np.fill_diagonal(far, 0)
-    order = (
-        leaves_list(linkage(squareform(np.maximum(far, 0), checks=False), "average"))
-        if len(r) > 2
-        else np.arange(len(r))
-    )
+    return leaves_list(linkage(squareform(np.maximum(far, 0), checks=False), "average"))
+
+
+def plot_adjacency(
+    correlation: pd.DataFrame,  # (genes, genes), from correlation_matrix
+    graph: pd.DataFrame | None = None,  # (genes, genes), from adjacency: a dot for each edge
+    *,
+    names: int = 40,  # up to this many genes are named
+    ax: Axes | None = None,  # axes to draw into
+) -> Axes:
+    "Correlations as a heat map, genes that vary alike next to each other; a dot for each edge."
+    r = correlation.to_numpy(float)
+    n = len(r)
+    order = _alike_first(r)
     ax = axes_or_new(ax, 6.2, 5.2)
-    image = ax.imshow(
-        np.where(np.eye(len(r), dtype=bool), np.nan, r)[np.ix_(order, order)],
-        cmap="RdBu_r",
-        vmin=-1,
-        vmax=1,
-        interpolation="nearest",
-    )
+    shown = np.where(np.eye(n, dtype=bool), np.nan, r)[np.ix_(order, order)]
+    image = ax.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    title = f"{n} genes"
     if graph is not None:
-        y, x = np.nonzero(np.asarray(graph)[np.ix_(order, order)])
-        ax.scatter(x, y, s=max(300 / len(r), 0.3), color=COLOURS["black"], linewidths=0)
-    ticks = np.arange(len(r)) if len(r) <= names else []
+        edges = np.asarray(graph)
+        y, x = np.nonzero(edges[np.ix_(order, order)])
+        ax.scatter(x, y, s=max(300 / n, 0.3), color=COLOURS["black"], linewidths=0)
+        title += f", {int(edges.sum()) // 2} edges (dots)"
+    ticks = np.arange(n if n <= names else 0)
+    labels = correlation.index[order][: len(ticks)]
     for axis, rotation in ((ax.xaxis, 90), (ax.yaxis, 0)):
-        axis.set_ticks(
-            ticks, correlation.index[order] if len(ticks) else [], rotation=rotation, fontsize=6.5
-        )
+        axis.set_ticks(ticks, labels, rotation=rotation, fontsize=6.5)
     ax.figure.colorbar(image, ax=ax, label="correlation", shrink=0.7)
-    n_edges = "" if graph is None else f", {int(np.asarray(graph).sum()) // 2} edges (dots)"
-    return dress(ax, f"{len(r)} genes{n_edges}", "gene", "gene")
+    return dress(ax, title, "gene", "gene")
 
 # %% ../../nbs/pl/32_networks.ipynb #2e3251c6
 def plot_degree_impact(
-    table,  # from rank_by_impact
+    table: pd.DataFrame,  # from rank_by_impact
     *,
-    level=0.1,  # genes with q_rewired below are named
-    ax=None,  # axes to draw into
-):  # Axes
-    "Degree against the impact of deletion; what stands off the curve is what deletion says beyond degree."
+    level: float = 0.1,  # genes with q_rewired below are named
+    ax: Axes | None = None,  # axes to draw into
+) -> Axes:
+    "Degree against the impact of deletion; genes with more impact than their degree are named."
     ax = axes_or_new(ax, 5.2, 4.0)
-    beyond, rho = (
-        table["q_rewired"] < level,
-        table["degree"].corr(table["impact"], method="spearman"),
-    )
+    degree = table["degree"]
+    impact = table["impact"]
+    beyond = table["q_rewired"] < level
+    ax.scatter(degree, impact, s=14, color=GREY, linewidths=0, alpha=0.7, label="genes")
     ax.scatter(
-        table["degree"], table["impact"], s=14, color=GREY, linewidths=0, alpha=0.7, label="genes"
-    )
-    ax.scatter(
-        table["degree"][beyond],
-        table["impact"][beyond],
+        degree[beyond],
+        impact[beyond],
         s=26,
         color=COLOURS["vermillion"],
         linewidths=0,
         label=f"beyond degree, q < {level}",
     )
     for r in table[beyond].head(12).itertuples():
-        ax.annotate(
-            r.gene, (r.degree, r.impact), xytext=(4, 2), textcoords="offset points", fontsize=7.5
-        )
+        at = (r.degree, r.impact)
+        ax.annotate(r.gene, at, xytext=(4, 2), textcoords="offset points", fontsize=7.5)
     if beyond.any():
         ax.legend(frameon=False, fontsize=8)
-    return dress(
-        ax,
-        f"Deletion against degree: Spearman {rho:.2f},\n{int(beyond.sum())} of {len(table)} genes say more than their degree",
-        "edges of the gene",
-        "complexity lost with it (bits)",
+    title = (
+        f"Deletion against degree: Spearman {degree.corr(impact, method='spearman'):.2f},\n"
+        f"{int(beyond.sum())} of {len(table)} genes say more than their degree"
     )
+    return dress(ax, title, "edges of the gene", "complexity lost with it (bits)")
 
-# %% ../../nbs/pl/32_networks.ipynb #a2aa5dd8
+# %% ../../nbs/pl/32_networks.ipynb #24f2a4a9
 def plot_factor_stability(
-    table,  # from factor_stability
+    table: pd.DataFrame,  # from factor_stability
     *,
-    ax=None,  # axes to draw into
-):  # Axes
-    "Agreement of modules between halves of the patients, by their number, observed and with permuted genes."
-    import matplotlib.pyplot as plt
-
-    if ax is None:
-        ax = plt.subplots(figsize=(5, 2.8), layout="constrained")[1]
-    for (kind, rows), colour in zip(table.groupby("data"), ("#0072B2", "#999999")):
+    ax: Axes | None = None,  # axes to draw into
+) -> Axes:
+    "Agreement of modules between halves of the patients, observed and with permuted genes."
+    ax = axes_or_new(ax, 5, 2.8)
+    for (kind, rows), colour in zip(table.groupby("data"), (COLOURS["blue"], "#999999")):
         ax.plot(rows["k"], rows["agreement"], "o", ms=3, alpha=0.4, color=colour)
         ax.plot(rows.groupby("k")["agreement"].mean(), color=colour, label=kind)
     if k := chosen_k(table):
@@ -113,35 +107,29 @@ def plot_factor_stability(
 
 # %% ../../nbs/pl/32_networks.ipynb #f759ddd2
 def plot_factor_changes(
-    activity,  # AnnData from activities
+    activity: AnnData,  # from activities
     *,
-    lineage=ALL,  # a lineage, or the mean over all
-    contrast=None,  # (later, earlier); None: the widest
-    ax=None,  # axes to draw into
-):  # Axes
+    lineage: str = ALL,  # a cell type, or the mean over all
+    contrast: tuple[str, str] | None = None,  # (later, earlier); None: the widest
+    ax: Axes | None = None,  # axes to draw into
+) -> Axes:
     "Change of every module's activity in every patient, with the mean."
-    import matplotlib.pyplot as plt
-
-    times = timepoints_of(activity)
-    d = paired_differences(activity, contrast := contrast or (times[-1], times[0]), lineage=lineage)
-    if ax is None:
-        ax = plt.subplots(figsize=(6, 0.8 + 0.3 * d.shape[1]), layout="constrained")[1]
+    if contrast is None:
+        times = timepoints_of(activity)
+        contrast = (times[-1], times[0])
+    d = paired_differences(activity, contrast, lineage=lineage)
+    ax = axes_or_new(ax, 6, 0.8 + 0.3 * d.shape[1])
     for i, (name, v) in enumerate(d.items()):
-        ax.plot(
-            v,
-            i + rng_for(0, name).uniform(-0.15, 0.15, len(v)),
-            "o",
-            ms=4,
-            alpha=0.6,
-            color="#0072B2",
-        )
+        y = i + rng_for(0, name).uniform(-0.15, 0.15, len(v))
+        ax.plot(v, y, "o", ms=4, alpha=0.6, color=COLOURS["blue"])
         ax.plot(v.mean(), i, "|", ms=16, mew=2, color="black")
     ax.axvline(0, color="grey", ls=":")
     ax.invert_yaxis()
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_yticks(range(d.shape[1]), d.columns)
+    where = "all lineages" if lineage == ALL else lineage
     ax.set(
         xlabel="change of activity in each patient (bar: mean)",
-        title=f"{contrast[0]} against {contrast[1]}, {'all lineages' if lineage == ALL else lineage}",
+        title=f"{contrast[0]} against {contrast[1]}, {where}",
     )
     return ax

@@ -15,10 +15,8 @@ NAMES = {
     "preprocessing": (
         "normalize variable_genes pseudobulk bags sequences state_sets Sequences patient_folds thin"
     ),
-    "tokens": (
-        "Vocabulary vocabulary Encoding rank_tokens value_bins write_tokens "
-        "open_tokens previous_bags"
-    ),
+    "tokens": ("Vocabulary vocabulary Encoding rank_tokens value_bins previous_bags"),
+    "token_files": "write_tokens open_tokens",
     "perturbations": "as_perturbseq pseudobulk_perturbations",
 }
 __getattr__, __dir__, __all__ = attach_names(__name__, NAMES)

@@ -28,6 +28,7 @@ from longaml.core import (
 )
 from longaml.pp.labels import (
     ColumnKeys,
+    as_text,
     check_longitudinal,
     describe_rows,
     row_names,
@@ -51,6 +52,9 @@ class CohortParts:
     obsm: Mapping[str, Any] = field(default_factory=dict)  # (cells, ...) each
     varm: Mapping[str, Any] = field(default_factory=dict)  # (genes, ...) each
     uns: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()  # what was noticed while reading: logged and kept
+    said: Sequence[str] = ()  # notes of an earlier reading: kept, not logged again
+    about: Mapping[str, Any] = field(default_factory=dict)  # entries of `uns["longaml"]`
 
 
 def _rows_of(value, kept, names):
@@ -70,7 +74,7 @@ def _all_columns(new, technical, obs, names):
         [new.reset_index(drop=True), pd.DataFrame(technical), obs[others].reset_index(drop=True)],
         axis=1,
     )
-    return merged.set_axis(names)
+    return merged.set_axis(names).set_axis(merged.columns.astype(str), axis=1)
 
 
 def build_cohort(
@@ -79,9 +83,6 @@ def build_cohort(
     *,
     timepoints: str | Iterable | None = None,  # in order of time; those left out are dropped
     gene_symbols: str | None = None,  # column of `var` to name genes by
-    notes: Sequence[str] = (),  # what was noticed while reading
-    said: Sequence[str] = (),  # notes of an earlier reading: kept, not logged again
-    about: Mapping[str, Any] | None = None,  # further entries of `uns["longaml"]`
 ) -> "AnnData":  # in longaml's contract
     "Put matrix, rows and genes together in the contract."
     import anndata
@@ -108,9 +109,9 @@ def build_cohort(
         varm={k: _rows_of(v, np.ones(len(var), bool), var.index) for k, v in parts.varm.items()},
         uns=dict(parts.uns),
     )
-    every = [*said, *notes, *rows.notes]
+    notes = [*parts.said, *parts.notes, *rows.notes]
     if parts.kind == "lognorm":
-        every.append(
+        notes.append(
             "depth uncontrolled: the input was log-normalised elsewhere, so cells cannot be "
             "brought to a common depth"
         )
@@ -124,11 +125,11 @@ def build_cohort(
         "input_kind": parts.kind,
         "rows": "bulk" if len(obs) == rows.obs[SAMPLE].nunique() else "cells",
         "parameters": {k: v for k, v in given.items() if v is not None},
-        "warnings": list(dict.fromkeys(every)),
-        **(about or {}),
+        "warnings": list(dict.fromkeys(notes)),
+        **parts.about,
     }
-    for note in dict.fromkeys(every):
-        if note not in said:
+    for note in dict.fromkeys(notes):
+        if note not in parts.said:
             log.warning(note)
     return check_cohort(adata)
 
@@ -181,6 +182,7 @@ def as_cohort(
         raise InputError("the AnnData has no rows")
     chosen = choose_matrix(adata, layer)
     layers, varm = _kept_parts(adata, chosen)
+    before = dict(adata.uns.get(UNS, {}))
     parts = CohortParts(
         X=chosen.X,
         obs=adata.obs,
@@ -190,23 +192,46 @@ def as_cohort(
         obsm=dict(adata.obsm),
         varm=varm,
         uns={k: v for k, v in adata.uns.items() if k == "truth" or k.endswith("_colors")},
+        said=[str(note) for note in before.get("warnings", [])],
+        about={"slot": chosen.slot, "source": str(before.get("source", "AnnData"))},
     )
-    before = dict(adata.uns.get(UNS, {}))
     return build_cohort(
         parts,
         ColumnKeys(patient_key, timepoint_key, cell_type_key, malignant_key, lineage_key),
         timepoints=timepoints,
         gene_symbols=gene_symbols,
-        said=[str(note) for note in before.get("warnings", [])],
-        about={"slot": chosen.slot, "source": str(before.get("source", "AnnData"))},
     )
 
 # %% ../../nbs/pp/13_cohort.ipynb #6165374a
+def _column_for_h5ad(column):
+    "A column that h5ad can hold: mixed objects, dates and durations as text."
+    if column.dtype == object:
+        if pd.api.types.infer_dtype(column, skipna=True) == "boolean":
+            return column.astype("boolean")
+        return pd.Categorical(as_text(column))
+    if column.dtype.kind in "mM":
+        return pd.Categorical(as_text(column))
+    return column
+
+
+def _for_h5ad(value):
+    "A table whose columns h5ad can hold; anything else as it is."
+    if not isinstance(value, pd.DataFrame):
+        return value
+    columns = {str(name): _column_for_h5ad(value[name]) for name in value.columns}
+    return pd.DataFrame(columns, index=value.index)
+
+
 def save_cohort(
     adata: "AnnData",  # a cohort
     path: str | Path,  # where to; ends in .h5ad
 ) -> Path:  # the file
-    "Write a cohort as h5ad, completely or not at all."
+    """Write a cohort as h5ad, completely or not at all.
+
+    What h5ad cannot hold in a table (columns of mixed types, dates) is written as text.
+    """
+    import anndata
+
     path = Path(path)
     if path.suffix != ".h5ad":
         raise InputError(
@@ -214,6 +239,20 @@ def save_cohort(
             f"call la.pp.save_cohort(adata, {path.stem + '.h5ad'!r})",
             parameter="path",
         )
+    check_cohort(adata)
+    raw = adata.raw
+    safe = anndata.AnnData(
+        adata.X,
+        obs=_for_h5ad(adata.obs),
+        var=_for_h5ad(adata.var),
+        uns=dict(adata.uns),
+        obsm={k: _for_h5ad(v) for k, v in adata.obsm.items()},
+        varm={k: _for_h5ad(v) for k, v in adata.varm.items()},
+        layers=dict(adata.layers),
+        obsp=dict(adata.obsp),
+        varp=dict(adata.varp),
+        raw=None if raw is None else {"X": raw.X, "var": raw.var, "varm": dict(raw.varm)},
+    )
     with atomic_path(path) as tmp:
-        check_cohort(adata).write_h5ad(tmp, compression="gzip")
+        safe.write_h5ad(tmp, compression="gzip")
     return path

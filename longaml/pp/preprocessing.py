@@ -7,7 +7,9 @@ __all__ = ['TECHNICAL', 'normalize', 'variable_genes', 'is_bulk', 'thin', 'log_p
            'sequences', 'state_sets', 'patient_folds']
 
 # %% ../../nbs/pp/15_preprocessing.ipynb #08774d38
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +23,8 @@ from longaml.core import (
     SAMPLE,
     TIMEPOINT,
     UNS,
+    InputError,
+    MissingKeyError,
     check_cohort,
     counts_of,
     input_kind,
@@ -30,12 +34,16 @@ from longaml.core import (
     timepoints_of,
 )
 
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from torch import Tensor
+
 # %% ../../nbs/pp/15_preprocessing.ipynb #2fb86696
 def normalize(
-    adata,  # a cohort with counts in `X`
+    adata: "AnnData",  # a cohort with counts in `X`
     *,
-    target_sum=1e4,  # counts per cell after scaling
-):  # new AnnData: log1p values in `X`, raw counts in `layers["counts"]`
+    target_sum: float = 1e4,  # counts per cell after scaling
+) -> "AnnData":  # a copy: log1p values in `X`, raw counts in `layers["counts"]`
     "Scale every cell to `target_sum` counts and take log1p, keeping the counts in a layer."
     import scanpy as sc
 
@@ -46,8 +54,9 @@ def normalize(
         )
         return adata.copy()
     if COUNTS in adata.layers:
-        raise ValueError(
-            "this cohort is normalised already (layers['counts'] exists). Use it as it is, or put the counts back into X first."
+        raise InputError(
+            "this cohort is normalised already (layers['counts'] exists). "
+            "Use it as it is, or put the counts back into X first."
         )
     out = adata.copy()
     out.layers[COUNTS] = out.X.copy()
@@ -57,70 +66,68 @@ def normalize(
 
 # %% ../../nbs/pp/15_preprocessing.ipynb #a5a0c459
 def variable_genes(
-    adata,  # a normalised cohort
+    adata: "AnnData",  # a normalised cohort
     *,
-    patients=None,  # training patients; None: all of them
-    n_top=2000,  # genes to keep
-) -> list:  # gene names, in the cohort's order
-    "Highly variable genes (Satija et al., 2015; scanpy's `seurat` flavour) among the given patients' cells."
+    patients: Iterable[str] | None = None,  # training patients; None: all of them
+    n_top: int = 2000,  # genes to keep
+) -> list[str]:  # gene names, in the cohort's order
+    """Highly variable genes among the given patients' cells.
+
+    Dispersion normalised within bins of mean expression (Satija et al., 2015; scanpy's `seurat`).
+    """
     import scanpy as sc
 
     check_cohort(adata)
     if COUNTS not in adata.layers and input_kind(adata) == "counts":
-        raise ValueError(
+        raise InputError(
             "`variable_genes` needs normalised values; call la.pp.normalize(cohort) first."
         )
     if n_top >= adata.n_vars:
         return list(adata.var_names)
-    keep = (
-        np.ones(adata.n_obs, bool)
-        if patients is None
-        else adata.obs[PATIENT].isin(list(patients)).to_numpy()
-    )
-    if not keep.any():
-        raise ValueError(
-            f"none of the patients {listing(patients)} is in the cohort; it has {listing(adata.obs[PATIENT].cat.categories)}"
-        )
+    keep = np.ones(adata.n_obs, bool)
+    if patients is not None:
+        wanted = list(patients)
+        keep = adata.obs[PATIENT].isin(wanted).to_numpy()
+        if not keep.any():
+            raise InputError(
+                f"none of the patients {listing(wanted)} is in the cohort; "
+                f"it has {listing(adata.obs[PATIENT].cat.categories)}",
+                parameter="patients",
+            )
     found = sc.pp.highly_variable_genes(adata[keep], n_top_genes=n_top, inplace=False)
     return list(adata.var_names[found["highly_variable"].to_numpy()])
 
 # %% ../../nbs/pp/15_preprocessing.ipynb #69ad5255
 def is_bulk(
-    adata,  # a cohort
-) -> bool:
-    "True where each sample has one row: a bulk table rather than cells."
+    adata: "AnnData",  # a cohort
+) -> bool:  # True: a bulk table rather than cells
+    "Does each sample have one row?"
     return bool(adata.obs[SAMPLE].value_counts().max() == 1)
 
 
-def _values(adata):  # what is summed: counts, or depth-scaled values where counts are gone
-    return (
-        sp.csr_matrix(counts_of(adata))
-        if input_kind(adata) == "counts"
-        else sp.csr_matrix(adata.X).expm1()
-    )
+def _values(adata):
+    "What is summed: counts, or depth-scaled values where counts are gone."
+    if input_kind(adata) == "counts":
+        return sp.csr_matrix(counts_of(adata))
+    return sp.csr_matrix(adata.X).expm1()
 
 
-def _sum_rows(adata, code, n):  # AnnData of the summed rows; `code` -1 leaves a row out
+def _sum_rows(adata, code, n):
+    "AnnData of `n` sums of rows; `code` is the sum that a row goes to, -1 leaves it out."
     import anndata
 
-    used, counted = np.flatnonzero(code >= 0), input_kind(adata) == "counts"
-    pick = sp.csr_matrix(
-        (np.ones(len(used), dtype=np.float32), (code[used], used)), shape=(n, adata.n_obs)
-    )
-    sums, cells = pick @ _values(adata), np.bincount(code[used], minlength=n)
-    if not counted:
-        sums = (
-            sp.diags_array(1 / np.maximum(cells, 1)).astype(np.float32) @ sums
-        )  # a mean: values are no counts
+    used = np.flatnonzero(code >= 0)
+    ones = np.ones(len(used), dtype=np.float32)
+    pick = sp.csr_matrix((ones, (code[used], used)), shape=(n, adata.n_obs))
+    sums = pick @ _values(adata)
+    cells = np.bincount(code[used], minlength=n)
+    if input_kind(adata) != "counts":  # a mean: values are no counts
+        sums = sp.diags_array(1 / np.maximum(cells, 1)).astype(np.float32) @ sums
     first = np.full(n, -1)
     first[code[used][::-1]] = used[::-1]
     keep = [k for k in (PATIENT, TIMEPOINT, SAMPLE, LINEAGE) if k in adata.obs]
-    obs = adata.obs.iloc[first][keep].reset_index(drop=True)
-    out = anndata.AnnData(
-        sp.csr_matrix(sums),
-        obs=obs.set_index(pd.Index(range(n)).astype(str)),
-        var=adata.var[[]].copy(),
-    )
+    obs = adata.obs.iloc[first][keep].set_axis(pd.Index(range(n)).astype(str))
+    out = anndata.AnnData(sp.csr_matrix(sums), obs=obs, var=adata.var[[]].copy())
     out.uns[UNS] = {"input_kind": input_kind(adata)}
     out.obs["n_cells"] = cells
     return out
@@ -129,39 +136,30 @@ def _sum_rows(adata, code, n):  # AnnData of the summed rows; `code` -1 leaves a
 TECHNICAL = ("log_counts", "log_genes", "mito_share", "log_cells", "lineage_share")
 
 
-def _add_technical(out, adata):  # writes the technical covariates of each sum into `out.obs`
+def _add_technical(out, adata):
+    "Write the technical covariates of each sum into `out.obs`."
     total = np.asarray(out.X.sum(1), dtype=float).ravel()
-    mito = out.var_names.str.upper().str.startswith("MT-")
-    rows = adata.obs.groupby([SAMPLE, LINEAGE], observed=True).size()
-    of = pd.Series(
-        pd.MultiIndex.from_frame(out.obs[[SAMPLE, LINEAGE]].astype(str)).map(
-            {(str(a), str(b)): v for (a, b), v in rows.items()}
-        ),
-        index=out.obs.index,
-        dtype=float,
-    ).fillna(0)
-    library = (
-        out.obs[SAMPLE]
-        .astype(str)
-        .map(adata.obs[SAMPLE].value_counts().rename(index=str))
-        .astype(float)
-    )
+    is_mito = out.var_names.str.upper().str.startswith("MT-")
+    mito = np.asarray(out.X[:, is_mito].sum(1)).ravel() if is_mito.any() else 0.0 * total
+    per_lineage = adata.obs.groupby([SAMPLE, LINEAGE], observed=True).size()
+    sizes = {(str(sample), str(lineage)): n for (sample, lineage), n in per_lineage.items()}
+    rows = pd.MultiIndex.from_frame(out.obs[[SAMPLE, LINEAGE]].astype(str))
+    cells = pd.Series(rows.map(sizes), index=out.obs.index, dtype=float).fillna(0)
+    per_sample = adata.obs[SAMPLE].value_counts().rename(index=str)
     out.obs["log_counts"] = np.log1p(total)
     out.obs["log_genes"] = np.log1p(np.diff(out.X.indptr))
-    out.obs["mito_share"] = (
-        np.asarray(out.X[:, mito].sum(1)).ravel() / np.maximum(total, 1) if mito.any() else 0.0
-    )
-    out.obs["log_cells"] = np.log1p(of)
-    out.obs["lineage_share"] = of / library
+    out.obs["mito_share"] = mito / np.maximum(total, 1)
+    out.obs["log_cells"] = np.log1p(cells)
+    out.obs["lineage_share"] = cells / out.obs[SAMPLE].astype(str).map(per_sample).astype(float)
     return out
 
 # %% ../../nbs/pp/15_preprocessing.ipynb #0816cf3b
 def thin(
-    counts,  # CSR (rows, genes) of integer counts
-    totals,  # (rows,) counts to keep in each row; rows with fewer stay as they are
-    rng,  # NumPy generator
-):  # CSR (rows, genes)
-    "Thin each row to a given total by sampling its molecules without replacement."
+    counts: sp.csr_matrix,  # (rows, genes) integer counts
+    totals: np.ndarray,  # (rows,) counts to keep in each row; rows with fewer stay as they are
+    rng: np.random.Generator,  # of the draws
+) -> sp.csr_matrix:  # (rows, genes)
+    "Downsample each row to a given total by drawing its molecules without replacement."
     counts = sp.csr_matrix(counts, dtype=np.float32, copy=True)
     for i, total in enumerate(np.asarray(totals, dtype=np.int64)):
         span = slice(counts.indptr[i], counts.indptr[i + 1])
@@ -173,210 +171,242 @@ def thin(
 
 
 def log_per_10k(
-    counts,  # CSR (rows, genes), counts or positive values
-):  # CSR (rows, genes), log1p of counts per 10,000
+    counts: sp.csr_matrix,  # (rows, genes) counts or positive values
+) -> sp.csr_matrix:  # (rows, genes) float32
     "log1p of counts per 10,000, row by row."
     total = np.asarray(counts.sum(1)).ravel()
-    return sp.csr_matrix(
-        sp.diags_array(1e4 / np.maximum(total, 1e-12)) @ counts, dtype=np.float32
-    ).log1p()
+    scale = sp.diags_array(1e4 / np.maximum(total, 1e-12))
+    return sp.csr_matrix(scale @ counts, dtype=np.float32).log1p()
 
 # %% ../../nbs/pp/15_preprocessing.ipynb #f2da45cd
-def _thinned(out, seed, name):  # thin rows to the least total within patient and lineage, then log
+def _thinned(out, seed, name):
+    "Downsample rows to the least total within patient and lineage, then log."
     if input_kind(out) != "counts":
         out.X = sp.csr_matrix(out.X.log1p(), dtype=np.float32)
         return out
     total = pd.Series(np.asarray(out.X.sum(1)).ravel(), index=out.obs.index)
-    common = total.groupby([out.obs[PATIENT].astype(str), out.obs[LINEAGE].astype(str)]).transform(
-        "min"
-    )
+    groups = [out.obs[PATIENT].astype(str), out.obs[LINEAGE].astype(str)]
+    common = total.groupby(groups).transform("min")
     out.layers[COUNTS] = thin(out.X, common, rng_for(seed, "thin", name))
     out.X = log_per_10k(out.layers[COUNTS])
     return out
 
+
+def _one_lineage(adata):
+    "The same cells as one lineage, `all`."
+    import anndata
+
+    return anndata.AnnData(
+        adata.X,
+        obs=adata.obs.assign(**{LINEAGE: pd.Categorical([ALL] * adata.n_obs)}),
+        var=adata.var[[]],
+        layers={COUNTS: adata.layers[COUNTS]} if COUNTS in adata.layers else {},
+        uns={UNS: dict(adata.uns.get(UNS, {}))},
+    )
+
+
+def _without_empty(out):
+    return out[np.asarray(out.X.sum(1)).ravel() > 0].copy()
+
 # %% ../../nbs/pp/15_preprocessing.ipynb #c91fda27
 def pseudobulk(
-    adata,  # a cohort
+    adata: "AnnData",  # a cohort
     *,
-    min_cells=20,  # a library with fewer cells of a lineage is missing there (bulk rows always count)
-    per_lineage=True,  # False: sum over lineages
-    thinned=True,  # thin to a common total within patient and lineage
-    seed=0,  # of the thinning
-):  # AnnData (library-lineages x genes): log1p per 10,000 in `X`, counts in `layers["counts"]`, technical covariates in `obs`
-    "Sum the cells of each library and lineage, thin to a common depth within patient and lineage, and log."
+    min_cells: int = 20,  # with fewer, a sample is missing in that lineage (bulk rows count)
+    per_lineage: bool = True,  # False: sum over lineages
+    thinned: bool = True,  # downsample to a common total within patient and lineage
+    seed: int = 0,  # of the downsampling
+) -> "AnnData":  # (samples x lineages, genes)
+    """Sum the cells of each sample and lineage, downsample to a common depth, and log.
+
+    `X` holds log1p of counts per 10,000, `layers["counts"]` the counts, `obs` the technical
+    covariates. Cells without counts are means of depth-scaled values.
+    """
     check_cohort(adata)
     if not per_lineage:
         adata = _one_lineage(adata)
     groups = adata.obs.groupby([SAMPLE, LINEAGE], observed=True).ngroup().to_numpy()
     size = np.bincount(groups)
     enough = (size >= (1 if is_bulk(adata) else min_cells))[groups]
+    if not enough.any():
+        raise InputError(
+            f"no library has {min_cells} cells of one lineage (the largest has {size.max()}); "
+            "lower min_cells",
+            parameter="min_cells",
+        )
     code = np.full(adata.n_obs, -1)
     code[enough] = np.unique(groups[enough], return_inverse=True)[1]
-    if code.max() < 0:
-        raise ValueError(
-            f"no library has {min_cells} cells of one lineage (the largest has {size.max()}); lower min_cells"
-        )
-    out = _add_technical(_sum_rows(adata, code, code.max() + 1), adata)
-    out = out[np.asarray(out.X.sum(1)).ravel() > 0].copy()
+    out = _without_empty(_add_technical(_sum_rows(adata, code, code.max() + 1), adata))
     if thinned:
         return _thinned(out, seed, "pseudobulk")
     if input_kind(out) == "counts":
         out.layers[COUNTS] = out.X.copy()
-    out.X = log_per_10k(out.X) if input_kind(out) == "counts" else sp.csr_matrix(out.X.log1p())
+        out.X = log_per_10k(out.X)
+    else:
+        out.X = sp.csr_matrix(out.X.log1p())
     return out
 
-# %% ../../nbs/pp/15_preprocessing.ipynb #056299f9
-def _one_lineage(adata):  # the same cells as one lineage, `all`
-    import anndata
-
-    layers = {COUNTS: adata.layers[COUNTS]} if COUNTS in adata.layers else {}
-    return anndata.AnnData(
-        adata.X,
-        obs=adata.obs.assign(**{LINEAGE: pd.Categorical([ALL] * adata.n_obs)}),
-        var=adata.var[[]],
-        layers=layers,
-        uns={UNS: dict(adata.uns.get(UNS, {}))},
-    )
-
 # %% ../../nbs/pp/15_preprocessing.ipynb #6eecf846
-def bags(
-    adata,  # a cohort
-    *,
-    bag_size=None,  # cells per bag; default 20, or 1 where rows are bulk samples; 1 gives single cells
-    max_bags=5,  # bags kept per library and lineage; None: all
-    seed=0,  # which cells, and the thinning
-):  # AnnData (bags x genes): log1p per 10,000 in `X`, thinned counts in a layer, technical covariates in `obs`
-    "Draw cells of each library and lineage into bags without replacement, sum, thin to a common depth, and log."
-    check_cohort(adata)
-    size = bag_size or (1 if is_bulk(adata) else 20)
-    groups = adata.obs.groupby([SAMPLE, LINEAGE], observed=True).ngroup().to_numpy()
-    shuffled = rng_for(seed, "bags").permutation(adata.n_obs)
-    place = np.empty(
-        adata.n_obs, dtype=int
-    )  # rank of each cell within its library and lineage, in random order
+def _in_bags(groups, size, max_bags, rng):
+    "The bag of every cell within its group, in random order, and which cells are in one."
+    shuffled = rng.permutation(len(groups))
+    place = np.empty(len(groups), dtype=int)
     place[shuffled] = pd.Series(groups[shuffled]).groupby(groups[shuffled]).cumcount()
     whole = (np.bincount(groups) // size)[groups]
     bag = place // size
-    kept = bag < (whole if max_bags is None else np.minimum(whole, max_bags))
+    return bag, bag < (whole if max_bags is None else np.minimum(whole, max_bags))
+
+
+def bags(
+    adata: "AnnData",  # a cohort
+    *,
+    bag_size: int | None = None,  # cells per bag; None: 20, or 1 where rows are bulk samples
+    max_bags: int | None = 5,  # bags kept per sample and lineage; None: all
+    seed: int = 0,  # which cells, and the downsampling
+) -> "AnnData":  # (bags, genes)
+    """Draw the cells of each sample and lineage into bags without replacement, sum, and log.
+
+    Bags are downsampled to a common total within patient and lineage. `X` holds log1p of counts
+    per 10,000, `layers["counts"]` the downsampled counts, `obs` the technical covariates. A bag
+    size of 1 gives single cells.
+    """
+    check_cohort(adata)
+    size = bag_size or (1 if is_bulk(adata) else 20)
+    groups = adata.obs.groupby([SAMPLE, LINEAGE], observed=True).ngroup().to_numpy()
+    bag, kept = _in_bags(groups, size, max_bags, rng_for(seed, "bags"))
     if not kept.any():
-        raise ValueError(
-            f"no library has {size} cells of one lineage (the largest has {np.bincount(groups).max()}); use a smaller bag_size or a coarser lineage_key"
+        raise InputError(
+            f"no library has {size} cells of one lineage (the largest has "
+            f"{np.bincount(groups).max()}); use a smaller bag_size or a coarser lineage_key",
+            parameter="bag_size",
         )
-    _, code = np.unique(groups[kept] * (bag.max() + 1) + bag[kept], return_inverse=True)
-    full = np.full(adata.n_obs, -1)
-    full[kept] = code
-    out = _add_technical(_sum_rows(adata, full, code.max() + 1), adata)
-    out = out[np.asarray(out.X.sum(1)).ravel() > 0].copy()
+    code = np.full(adata.n_obs, -1)
+    numbered = groups[kept] * (bag.max() + 1) + bag[kept]
+    code[kept] = np.unique(numbered, return_inverse=True)[1]
+    out = _without_empty(_add_technical(_sum_rows(adata, code, code.max() + 1), adata))
     out.uns[UNS]["bag_size"] = int(size)
     return _thinned(out, seed, "bags")
 
 # %% ../../nbs/pp/15_preprocessing.ipynb #7dff23bc
 @dataclass
 class Sequences:
-    "Bags of one patient and lineage, side by side over timepoints; rows of a patient are one group."
+    "Bags of one patient and lineage, next to each other over timepoints; a patient is one group."
 
     x: np.ndarray  # (n, T, G) float32, log1p per 10,000; zero where missing
     mask: np.ndarray  # (n, T) bool, True where observed
     y: np.ndarray  # (n, T) int, class of each bag; -1 where missing
     patients: np.ndarray  # (n,) patient of each row
     lineages: np.ndarray  # (n,) lineage of each row
-    samples: np.ndarray  # (n, T) library of each bag; "" where missing
+    samples: np.ndarray  # (n, T) sample of each bag; "" where missing
     timepoints: list  # T names, earliest first: the classes of `y`
     genes: list  # G names
     technical: np.ndarray  # (n, T, len(TECHNICAL)) technical covariates
     notes: dict = field(default_factory=dict)  # how it was made
-    level: np.ndarray = None  # (G,) mean expression over observed bags, before any centring
+    level: np.ndarray | None = None  # (G,) mean expression over bags, before any centring
 
     @property
-    def groups(self):
+    def groups(self) -> np.ndarray:
+        "Patient of each row: rows of a patient are never split between training and test."
         return self.patients
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.x)
 
-    def batch(self, rows):  # rows -> dict of tensors
+    def batch(self, rows: Any) -> "dict[str, Tensor]":
+        "`x`, `mask` and `y` of some rows as tensors."
         import torch
 
-        rows = np.asarray(rows)
-        return {
-            k: torch.as_tensor(np.ascontiguousarray(getattr(self, k)[rows]))
-            for k in ("x", "mask", "y")
-        }
+        at = np.asarray(rows)
+        arrays = {"x": self.x, "mask": self.mask, "y": self.y}
+        return {k: torch.as_tensor(np.ascontiguousarray(v[at])) for k, v in arrays.items()}
 
-    def take(self, rows):  # rows: index or mask -> Sequences
-        rows = np.asarray(rows)
-        return replace(
-            self,
-            **{
-                k: getattr(self, k)[rows]
-                for k in ("x", "mask", "y", "patients", "lineages", "samples", "technical")
-            },
-        )
+    def take(self, rows: Any) -> "Sequences":
+        "Some rows, by position or as a mask."
+        at = np.asarray(rows)
+        by_row = ("x", "mask", "y", "patients", "lineages", "samples", "technical")
+        return replace(self, **{name: getattr(self, name)[at] for name in by_row})
 
-    def of_patients(self, patients):
+    def of_patients(self, patients: Iterable[str]) -> "Sequences":
+        "The rows of some patients."
         return self.take(np.isin(self.patients, list(patients)))
 
-    def with_genes(self, genes):  # keep these genes, in this order
-        where = pd.Index(self.genes).get_indexer(list(genes))
+    def with_genes(self, genes: Iterable[str]) -> "Sequences":
+        "These genes, in this order."
+        names = list(genes)
+        where = pd.Index(self.genes).get_indexer(names)
         if (where < 0).any():
-            raise KeyError(
-                f"{(where < 0).sum()} of {len(where)} genes are not in these sequences: {listing(np.asarray(list(genes))[where < 0])}"
+            unknown = np.asarray(names)[where < 0]
+            raise MissingKeyError(
+                f"{len(unknown)} of {len(where)} genes are not in these sequences: "
+                f"{listing(unknown)}",
+                parameter="genes",
             )
-        return replace(
-            self,
-            x=self.x[:, :, where],
-            genes=list(genes),
-            level=None if self.level is None else self.level[where],
-        )
+        level = None if self.level is None else self.level[where]
+        return replace(self, x=self.x[:, :, where], genes=names, level=level)
 
-    def relabel(
-        self, assignment
-    ):  # assignment: library -> timepoint -> Sequences with `y` by it, and without other libraries
+    def relabel(self, assignment: Mapping[str, str]) -> "Sequences":
+        "`y` by another assignment of samples to timepoints; rows with other samples are left out."
         code = {s: self.timepoints.index(t) for s, t in assignment.items() if t in self.timepoints}
-        y = np.array(
-            [[code.get(s, -1) for s in row] for row in self.samples], dtype=np.int64
-        ).reshape(self.mask.shape)
+        flat = [code.get(sample, -1) for sample in self.samples.ravel()]
+        y = np.array(flat, dtype=np.int64).reshape(self.mask.shape)
         return replace(self, y=y).take(((y >= 0) == self.mask).all(1))
 
 # %% ../../nbs/pp/15_preprocessing.ipynb #eee150ef
-def sequences(
-    bagged,  # AnnData from bags or pseudobulk
-    *,
-    timepoints=None,  # the timepoints to use, earliest first; None: all
-    complete=False,  # True: only rows in which every timepoint was observed
-    genes=None,  # genes to keep; None: all
-) -> Sequences:
-    "One bag of each timepoint, row by row, within patient and lineage; missing visits are masked."
-    times = timepoints_of(bagged) if timepoints is None else list(timepoints)
-    if unknown := [t for t in times if t not in timepoints_of(bagged)]:
-        raise ValueError(
-            f"unknown timepoints: {listing(unknown)}; the cohort has {listing(timepoints_of(bagged))}"
-        )
+def _rows_of_visits(bagged, times, least):
+    "One row per patient, lineage and bag; columns are timepoints, values rows of `bagged` or NaN."
     obs = bagged.obs.reset_index(drop=True)
     table = obs.assign(row=np.arange(len(obs)))[obs[TIMEPOINT].isin(times)]
     table = table.assign(bag=table.groupby([SAMPLE, LINEAGE], observed=True).cumcount())
-    need = len(times) if complete else 2
-    wide = table.pivot_table(
-        index=[PATIENT, LINEAGE, "bag"], columns=TIMEPOINT, values="row", observed=True
-    ).reindex(columns=times)
-    wide = wide[wide.notna().sum(1) >= need]
-    where = bagged.var_names.get_indexer(list(bagged.var_names if genes is None else genes))
+    keys = [PATIENT, LINEAGE, "bag"]
+    wide = table.pivot_table(index=keys, columns=TIMEPOINT, values="row", observed=True)
+    wide = wide.reindex(columns=times)
+    return wide[wide.notna().sum(1) >= least]
+
+
+def _places_of_genes(bagged, genes):
+    "Columns of the genes that were asked for."
+    names = list(bagged.var_names if genes is None else genes)
+    where = bagged.var_names.get_indexer(names)
     if (where < 0).any():
-        raise KeyError(
-            f"{(where < 0).sum()} genes are not in the cohort: {listing(np.asarray(list(genes))[where < 0])}"
+        unknown = np.asarray(names)[where < 0]
+        raise MissingKeyError(
+            f"{len(unknown)} genes are not in the cohort: {listing(unknown)}",
+            parameter="genes",
         )
-    mask, rows = wide.notna().to_numpy(), wide.fillna(0).to_numpy(int)
+    return where
+
+
+def sequences(
+    bagged: "AnnData",  # from `bags` or `pseudobulk`
+    *,
+    timepoints: Iterable[str] | None = None,  # which ones, earliest first; None: all
+    complete: bool = False,  # True: only rows in which every timepoint was observed
+    genes: Iterable[str] | None = None,  # genes to keep; None: all
+) -> Sequences:  # one bag of each timepoint in a row
+    "Bags in rows, one of each timepoint, within patient and lineage; missing visits are masked."
+    every = timepoints_of(bagged)
+    times = every if timepoints is None else list(timepoints)
+    if unknown := [t for t in times if t not in every]:
+        raise InputError(
+            f"unknown timepoints: {listing(unknown)}; the cohort has {listing(every)}",
+            parameter="timepoints",
+        )
+    wide = _rows_of_visits(bagged, times, len(times) if complete else 2)
+    where = _places_of_genes(bagged, genes)
+    mask = wide.notna().to_numpy()
+    rows = wide.fillna(0).to_numpy(int)
     x = np.zeros((*mask.shape, len(where)), dtype=np.float32)
     x[mask] = (bagged.X if genes is None else bagged.X[:, where])[rows[mask]].toarray()
     technical = np.zeros((*mask.shape, len(TECHNICAL)), dtype=np.float32)
-    technical[mask] = obs[list(TECHNICAL)].to_numpy(np.float32)[rows[mask]]
+    technical[mask] = bagged.obs[list(TECHNICAL)].to_numpy(np.float32)[rows[mask]]
+    samples = bagged.obs[SAMPLE].astype(str).to_numpy()
     return Sequences(
         x=x,
         mask=mask,
         y=np.where(mask, np.arange(len(times)), -1),
         patients=wide.index.get_level_values(0).astype(str).to_numpy(),
         lineages=wide.index.get_level_values(1).astype(str).to_numpy(),
-        samples=np.where(mask, obs[SAMPLE].astype(str).to_numpy()[rows] if len(obs) else "", ""),
+        samples=np.where(mask, samples[rows] if len(samples) else "", ""),
         timepoints=times,
         genes=list(bagged.var_names[where]),
         technical=technical,
@@ -389,12 +419,12 @@ def sequences(
 
 # %% ../../nbs/pp/15_preprocessing.ipynb #de54368e
 def state_sets(
-    bagged,  # AnnData from bags or pseudobulk
-    timepoints,  # the timepoints to tell apart, such as ("DX", "REL"), earliest first
+    bagged: "AnnData",  # from `bags` or `pseudobulk`
+    timepoints: Sequence[str],  # the timepoints to distinguish, such as ("DX", "REL")
     *,
-    genes=None,  # genes to keep; None: all
+    genes: Iterable[str] | None = None,  # genes to keep; None: all
 ) -> Sequences:  # rows are sets; `x` and `technical` are centred on the set's mean
-    "Sets of one bag per timepoint from one patient and lineage, each bag centred on its set's mean."
+    "Sets of one bag per timepoint from one patient and lineage, centred on the set's mean."
     s = sequences(bagged, timepoints=timepoints, complete=True, genes=genes)
     if not len(s):
         log.info("no patient and lineage has bags at each of %s", listing(timepoints))
@@ -407,21 +437,24 @@ def state_sets(
 
 # %% ../../nbs/pp/15_preprocessing.ipynb #9d4d13c2
 def patient_folds(
-    patients,  # patient of each row, or the patients
+    patients: Iterable[str],  # patient of each row, or the patients
     *,
-    n_folds=None,  # folds; None: leave-one-patient-out up to 12 patients, five folds above
-    seed=0,  # of the shuffle
-) -> list:  # held-out patients of each fold, sorted names
+    n_folds: int | None = None,  # folds; None: one per patient up to 12 patients, five above
+    seed: int = 0,  # of the shuffle
+) -> list[list[str]]:  # held-out patients of each fold, sorted
     "Groups of held-out patients: every patient is held out once."
     names = sorted(set(map(str, patients)))
     if len(names) < 2:
-        raise ValueError(
-            f"found {len(names)} patient ({listing(names)}); holding a patient out needs at least 2"
+        raise InputError(
+            f"found {len(names)} patient ({listing(names)}); "
+            "holding a patient out needs at least 2",
+            parameter="patients",
         )
     n = n_folds or (len(names) if len(names) <= 12 else 5)
     if not 2 <= n <= len(names):
-        raise ValueError(
-            f"n_folds is {n}; with {len(names)} patients it must be between 2 and {len(names)}"
+        raise InputError(
+            f"n_folds is {n}; with {len(names)} patients it must be between 2 and {len(names)}",
+            parameter="n_folds",
         )
     order = rng_for(seed, "folds").permutation(len(names))
     return [sorted(np.array(names)[part]) for part in np.array_split(order, n)]

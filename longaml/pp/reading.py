@@ -65,19 +65,16 @@ def _read_libraries(libraries, annotation, options, layout):
             "samples' lists and read as zero there; genes='intersection' leaves them out"
         )
     var = pd.DataFrame({"n_samples": genes.n_samples}, index=genes.names)
-    return build_cohort(
-        CohortParts(read_counts(libraries, plan), obs, var, "counts"),
-        options.keys,
-        timepoints=options.timepoints,
-        notes=notes,
-        about={
-            "slot": "X",
-            "genes": options.genes,
-            "libraries": [lib.name for lib in libraries],
-            "layout": layout,
-            "source": options.source,
-        },
-    )
+    about = {
+        "slot": "X",
+        "genes": options.genes,
+        "libraries": [lib.name for lib in libraries],
+        "layout": layout,
+        "source": options.source,
+    }
+    counts = read_counts(libraries, plan)
+    parts = CohortParts(counts, obs, var, "counts", notes=notes, about=about)
+    return build_cohort(parts, options.keys, timepoints=options.timepoints)
 
 # %% ../../nbs/pp/14_reading.ipynb #c3926c2f
 GEO_NAME = re.compile(

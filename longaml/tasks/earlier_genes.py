@@ -6,8 +6,10 @@
 __all__ = ['cross_contributions', 'earlier_gene_scores', 'partial_correlation', 'exchanged', 'rank_earlier_genes']
 
 # %% ../../nbs/tasks/52_earlier_genes.ipynb #64362a31
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,32 +19,29 @@ from torch import nn
 from ..core import derive_seed, progress, rng_for
 from ..models.attribution import integrated_gradients
 from longaml.models.forecasters import (
+    EarlierVisits,
     Forecasts,
     Network,
     OwnLevel,
     Ridge,
-    _centred,
-    _keys,
-    _means_over_time,
-    forecast_folds,
     forecaster,
 )
+from ..models.own_models import resolve
+from .forecast import forecast_folds
 from ..tl.permutation import align_scores, patient_mean, strata_of, studentise
 from ..tl.ranking import Ranked, ranking_table
 
 # %% ../../nbs/tasks/52_earlier_genes.ipynb #c2a851c1
-def _direction(r):
-    return r / np.maximum(
-        np.linalg.norm(r, axis=1, keepdims=True), 1e-12
-    )  # (n, G), rows of length one
+def _unit_rows(r):  # (n, G), rows of length one
+    return r / np.maximum(np.linalg.norm(r, axis=1, keepdims=True), 1e-12)
 
 
-class _Agreement(
-    nn.Module
-):  # a network's agreement with what is to be predicted, as two logits of the place asked for
+class _Agreement(nn.Module):  # a network's agreement with a goal, as two logits at the target
     def __init__(self, net, goal, at):
         super().__init__()
-        self.net, self.goal, self.at = net, goal, at  # goal: (n, K)
+        self.net = net
+        self.goal = goal  # (n, K)
+        self.at = at
 
     def forward(self, x, mask):
         values = self.net(x, mask)[:, self.at]
@@ -53,79 +52,79 @@ class _Agreement(
 
 
 def _network_contributions(model, f, goal):  # (n, G)
-    task, total = model._task(f), 0
+    task = model.task(f)
+    total = 0
     for fitted in model.fits:
         device = next(fitted.model.parameters()).device
         batch = {k: v.to(device) for k, v in task.batch(np.arange(len(task))).items()}
-        y = torch.full(batch["mask"].shape, -1, device=device)
+        x, mask = batch["x"], batch["mask"]
+        y = torch.full(mask.shape, -1, device=device)
         y[:, f.at] = 1
-        axes = torch.as_tensor(
-            goal @ model.axes.T * model.scale, dtype=batch["x"].dtype, device=device
-        )
-        total = total + integrated_gradients(
-            _Agreement(fitted.model, axes, f.at), batch["x"], batch["mask"], y
-        ).sum(1)
+        axes = torch.as_tensor(goal @ model.axes.T * model.scale, dtype=x.dtype, device=device)
+        agreement = _Agreement(fitted.model, axes, f.at)
+        total = total + integrated_gradients(agreement, x, mask, y).sum(1)
     return (model.shrinkage / len(model.fits) * total).cpu().numpy()
 
 # %% ../../nbs/tasks/52_earlier_genes.ipynb #b5061a17
 def cross_contributions(
-    model,  # a fitted Ridge or Network
-    f,  # Forecasts of patients that it has not seen
-) -> (
-    np.ndarray
-):  # (n, G); sums over genes to the agreement of the cross-gene part with the observed remainder
-    "Signed contribution of each earlier gene to the agreement of prediction and observation."
-    goal = _direction(f.change - model.own.predict(f))
+    model: Ridge | Network,  # fitted
+    f: Forecasts,  # of patients that it has not seen
+) -> np.ndarray:  # (n, G); sums over genes to the agreement
+    "Contribution of each earlier gene to the agreement of the cross-gene part and the remainder."
+    goal = _unit_rows(f.change - model.own.predict(f))
     if isinstance(model, Ridge):
-        return model._features(f) * (goal @ model.coef.T)
+        return model.features(f) * (goal @ model.coef.T)
     return _network_contributions(model, f, goal)
 
 # %% ../../nbs/tasks/52_earlier_genes.ipynb #56895225
 def earlier_gene_scores(
-    make,  # () -> an unfitted Ridge or Network
-    f,  # Forecasts
-    folds,  # held-out patients of each fold
+    make: Callable,  # () -> an unfitted Ridge or Network
+    f: Forecasts,  # rows
+    folds: list,  # held-out patients of each fold
     *,
-    seed=0,  # of the fits
+    seed: int = 0,  # of the fits
 ) -> np.ndarray:  # (G,)
-    "The studentised mean over patients of contributions to the forecast, from models that never saw the patient."
+    "Studentised mean over patients of contributions, from models that never saw the patient."
     out = np.zeros(f.change.shape)
     for i, names in enumerate(folds):
         rows = np.isin(f.patients, names)
         if rows.any() and len(set(f.patients[~rows])) > 1:
-            out[rows] = cross_contributions(
-                make().fit(f.take(~rows), seed=derive_seed(seed, "forecast", i) % 2**31),
-                f.take(rows),
-            )
+            model = make().fit(f.take(~rows), seed=derive_seed(seed, "forecast", i) % 2**31)
+            out[rows] = cross_contributions(model, f.take(rows))
     return studentise(patient_mean(out, f.patients))
 
 
 def partial_correlation(
-    f,  # Forecasts
+    f: Forecasts,  # rows
 ) -> np.ndarray:  # (G,)
-    "Mean squared partial correlation of each earlier gene with the changes of all others, given each target's own level; patients are the units."
+    """Mean squared partial correlation of each earlier gene with the changes of all others.
+
+    Given each target's own level; patients are the units.
+    """
     own = OwnLevel().fit(f)
-    z, r, o = (
-        patient_mean(v, f.patients)
-        for v in (
-            _centred(f, _means_over_time(f)).sum(1) / f.mask.sum(1)[:, None],
-            f.change - own.predict(f),
-            f.own - own.level.of(_keys(f)),
-        )
-    )
-    z, r, o = (_direction((v - v.mean(0)).T) for v in (z, r, o))
-    with_r, with_o, r_o = z @ r.T, z @ o.T, (r * o).sum(1)
+
+    def over_patients(values):  # (G, patients) of length one
+        v = patient_mean(values, f.patients)
+        return _unit_rows((v - v.mean(0)).T)
+
+    z = over_patients(EarlierVisits(f).average(f))
+    r = over_patients(f.change - own.predict(f))
+    o = over_patients(own.deviation(f))
+    with_r = z @ r.T
+    with_o = z @ o.T
+    r_o = (r * o).sum(1)
     pcor = (with_r - with_o * r_o) / np.sqrt(np.maximum((1 - with_o**2) * (1 - r_o**2), 1e-3))
     np.fill_diagonal(pcor, 0)
     return (pcor**2).mean(1)
 
 # %% ../../nbs/tasks/52_earlier_genes.ipynb #120ea908
 def exchanged(
-    f,  # Forecasts
-    seed,  # of the exchange
+    f: Forecasts,  # rows
+    seed: int,  # of the exchange
 ) -> Forecasts:
-    "The same changes with the earlier visits of other patients, of the same lineage where they have it."
-    names, rng = np.unique(f.patients), rng_for(seed, "earlier")
+    "The same changes with earlier visits of other patients, of the same cell type if they have it."
+    names = np.unique(f.patients)
+    rng = rng_for(seed, "earlier")
     order = rng.permutation(len(names))
     while len(names) > 1 and (order == np.arange(len(names))).all():
         order = rng.permutation(len(names))
@@ -137,82 +136,73 @@ def exchanged(
     return replace(f, x=f.x[pick], mask=f.mask[pick])
 
 # %% ../../nbs/tasks/52_earlier_genes.ipynb #21113aa7
-def rank_earlier_genes(
-    model,  # "ridge", "partial_correlation", or a registered model that reads sequences
-    f,  # Forecasts
-    *,
-    nulls=20,  # exchanges of earlier visits
-    halves=6,  # half-cohorts for the stability of the top genes; missing below 12 patients
-    k=50,  # size of the top list for stability
-    seed=0,  # every random number follows from it
-    device="auto",  # of networks
-    step=lambda name, fn: fn(),  # how a piece of work is run and kept, as Run.step
-) -> Ranked:  # table (`log2_fold_change` and `direction` are of the gene's own change), stability, aligned null scores
-    "Rank genes by what their earlier level says about the change of others, with a null of exchanged visits."
-    if model != "partial_correlation" and not isinstance(forecaster(model), (Ridge, Network)):
-        raise ValueError(
-            f"{model!r} has no cross-gene part, so it cannot rank earlier genes; use 'ridge', 'partial_correlation', or a network such as 'transformer'"
-        )
+def _at_once(name, fn):  # a piece of work that is not kept
+    return fn()
 
-    def score(g):
-        return (
-            partial_correlation(g)
-            if model == "partial_correlation"
-            else earlier_gene_scores(
-                partial(forecaster, model, device=device),
-                g,
-                forecast_folds(g.patients, seed=seed),
-                seed=seed,
-            )
-        )
 
-    name, contrast = (
-        f"{f.notes['task']}-{f.notes['target']}/{model}",
-        f"{f.notes['task']}_{f.notes['target']}",
-    )
-    observed = step(f"earlier/{name}/observed", lambda: score(f))
-    null = np.stack(
-        [
-            step(
-                f"earlier/{name}/null-{i:04d}",
-                lambda i=i: score(exchanged(f, derive_seed(seed, "null", i))),
-            )
-            for i in progress(range(nulls), f"{name}: exchanged visits")
-        ]
-    )
-    stable = step(f"earlier/{name}/stability", lambda: _top_frequency(score, f, k, halves, seed))
-    change, level = patient_mean(f.change, f.patients) / np.log(2), f.own.mean(0)
-    read = (null != 0).any(0) | (observed != 0)
-    if not read.any():
-        read[:] = (
-            True  # a model that predicts nothing beyond own level scores every gene zero: a constant, and the audit says so
-        )
-    observed, null = align_scores(
-        observed[read], null[:, read], strata_of(level[read], (change**2).mean(0)[read])
-    )
-    return Ranked(
-        ranking_table(
-            model,
-            contrast,
-            observed,
-            null,
-            pd.DataFrame(change[:, read], columns=np.asarray(f.genes)[read]),
-            level[read],
-            stable[read],
-        ),
-        {"patients": len(set(f.patients)), "frequency": stable[read]},
-        null,
-    )
-
-# %% ../../nbs/tasks/52_earlier_genes.ipynb #c7ad42ff
-def _top_frequency(
-    score, f, k, halves, seed
-):  # (G,) how often among the top k of random half-cohorts
-    names, out = np.unique(f.patients), np.zeros(len(f.genes))
+def _top_frequency(score, f, k, halves, seed):  # (G,) how often among the top k of half-cohorts
+    names = np.unique(f.patients)
+    out = np.zeros(len(f.genes))
     if len(names) < 12 or not halves:
         return np.full(len(out), np.nan)
     for i in range(halves):
-        s = score(f.of_patients(rng_for(seed, "half", i).permutation(names)[: len(names) // 2]))
+        half = rng_for(seed, "half", i).permutation(names)[: len(names) // 2]
+        s = score(f.of_patients(half))
         top = np.lexsort((rng_for(seed, "ties", i).random(len(s)), -s))[:k]
         out[top] += 1 / halves
     return out
+
+
+def _scorer(model, device, seed):  # Forecasts -> (G,) scores
+    if model == "partial_correlation":
+        return partial_correlation
+    make = partial(forecaster, model, device=device)
+    made = make()
+    if not isinstance(made, (Ridge, Network)):
+        raise ValueError(
+            f"{model!r} has no cross-gene part, so it cannot rank earlier genes; use 'ridge', "
+            "'partial_correlation', or a network such as 'transformer'"
+        )
+    return lambda g: earlier_gene_scores(make, g, forecast_folds(g.patients, seed=seed), seed=seed)
+
+# %% ../../nbs/tasks/52_earlier_genes.ipynb #c7ad42ff
+def rank_earlier_genes(
+    model: Any,  # "ridge", "partial_correlation", or a network: what `resolve` accepts
+    f: Forecasts,  # rows
+    *,
+    nulls: int = 20,  # exchanges of earlier visits
+    halves: int = 6,  # half-cohorts for stability; missing below 12 patients
+    k: int = 50,  # size of the top list for stability
+    seed: int = 0,  # every random number follows from it
+    device: str = "auto",  # of networks
+    step: Callable = _at_once,  # how a piece of work is run and kept, as Run.step
+) -> Ranked:  # log2_fold_change and direction are of the gene's own change
+    "Rank genes by what their earlier level says about the change of others, with a null."
+    score = _scorer(model, device, seed)
+    model = model if isinstance(model, str) else resolve(model, "forecast").name
+    what = f"{f.notes['task']}-{f.notes['target']}/{model}"
+    observed = step(f"earlier/{what}/observed", lambda: score(f))
+    null = []
+    for i in progress(range(nulls), f"{what}: exchanged visits"):
+        made = partial(lambda i: score(exchanged(f, derive_seed(seed, "null", i))), i)
+        null.append(step(f"earlier/{what}/null-{i:04d}", made))
+    null = np.stack(null)
+    stable = step(f"earlier/{what}/stability", lambda: _top_frequency(score, f, k, halves, seed))
+    change = patient_mean(f.change, f.patients) / np.log(2)
+    level = f.own.mean(0)
+    read = (null != 0).any(0) | (observed != 0)
+    if not read.any():  # nothing beyond own level: all scores are zero, and the checks say so
+        read[:] = True
+    strata = strata_of(level[read], (change**2).mean(0)[read])
+    observed, null = align_scores(observed[read], null[:, read], strata)
+    table = ranking_table(
+        model,
+        f"{f.notes['task']}_{f.notes['target']}",
+        observed,
+        null,
+        pd.DataFrame(change[:, read], columns=np.asarray(f.genes)[read]),
+        level[read],
+        stable[read],
+    )
+    about = {"patients": len(set(f.patients)), "frequency": stable[read]}
+    return Ranked(table, about, null)

@@ -13,11 +13,10 @@ NAMES = {
     "permutation": "permute_libraries p_values q_values",
     "checks": "audit as_ranking",
     "ranking": "stability power",
-    "differential_expression": "differential_expression deseq2 as_scanpy",
+    "expression": "differential_expression deseq2 as_scanpy",
     "factors": "fit_factors activities factor_stability factor_changes leading_genes",
     "networks": "correlation_matrix correlation_test",
-    "network_comparison": "compare_networks",
     "block_decomposition": "bdm",
-    "network_changes": "rank_network_change",
+    "network_changes": "compare_networks rank_network_change",
 }
 __getattr__, __dir__, __all__ = attach_names(__name__, NAMES)

@@ -20,7 +20,7 @@ from rows import row
 from scipy import stats
 
 from longaml.core import rng_for
-from longaml.tl.block_decomposition import _START, bdm, load_ctm, node_impact
+from longaml.tl.block_decomposition import BLOCK_STARTS, bdm, load_ctm, node_impact
 from longaml.tl.networks import correlation_matrix
 
 LARGEST = 1e-6  # bits of a deletion that may differ
@@ -48,7 +48,7 @@ def plain(a, ctm):
         for i in range(0, m, 4)
         for j in range(0, m, 4)
     )
-    return sum(ctm[_START[4] + int(block, 2)] + log2(n) for block, n in seen.items())
+    return sum(ctm[BLOCK_STARTS[4] + int(block, 2)] + log2(n) for block, n in seen.items())
 
 
 def timed(fn, repeats=1):

@@ -1,10 +1,11 @@
 """Reading the GEO layout against the dense-CSV way: 6 samples of 800 cells x 20,000 genes.
 
     python tests/benchmarks/bench_reading.py           # 6 samples of 800 cells x 20,000 genes
-    python tests/benchmarks/bench_reading.py --quick   # 6 samples of 40 cells x 500 genes, for the tests
+    python tests/benchmarks/bench_reading.py --quick   # 6 x 40 cells x 500 genes, for the tests
 
-Both sides read the same counts, each in a process of its own. The dense-CSV way is one table of genes x cells per sample, read with pandas and concatenated.
-Peak memory is what the process took above its imports (from /proc, so Linux only).
+Both sides read the same counts, each in a process of its own. The dense-CSV way is one table of
+genes x cells per sample, read with pandas and concatenated. Peak memory is what the process took
+above its imports (from /proc, so Linux only).
 """
 
 import json
@@ -23,15 +24,15 @@ READERS = {"longaml.read_cohort": "geo", "dense CSV": "csv"}
 
 
 def peak(key):
-    return (
-        int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1])
-        / 1024
-    )
+    "A line of this process's memory status, in MiB."
+    lines = Path("/proc/self/status").read_text().splitlines()
+    found = next(line for line in lines if line.startswith(key))
+    return int(found.split()[1]) / 1024
 
 
 def side(name, folder):
     "Read one way, in this process; prints seconds, MiB and a checksum."
-    import anndata  # noqa: E401, F401
+    import anndata  # noqa: F401
     import numpy as np
     import pandas as pd
 
@@ -39,31 +40,27 @@ def side(name, folder):
     from longaml.pp.reading import read_cohort
 
     log.setLevel("ERROR")
-    before, start = peak("VmRSS"), time.perf_counter()
+    before = peak("VmRSS")
+    start = time.perf_counter()
     if name == "geo":
         X = read_cohort(Path(folder) / "geo.tar").X
-        total, entries = float(X.sum(dtype=np.float64)), int(X.nnz)
+        total = float(X.sum(dtype=np.float64))
+        entries = int(X.nnz)
     else:
         table = pd.concat(
             [pd.read_csv(p, index_col=0) for p in sorted(Path(folder).glob("*.csv"))], axis=1
         )
-        total, entries = float(table.to_numpy().sum()), int(np.count_nonzero(table.to_numpy()))
+        total = float(table.to_numpy().sum())
+        entries = int(np.count_nonzero(table.to_numpy()))
     seconds = time.perf_counter() - start
-    print(
-        json.dumps(
-            {
-                "seconds": seconds,
-                "peak_mib": peak("VmHWM") - before,
-                "total": total,
-                "entries": entries,
-            }
-        )
-    )
+    used = peak("VmHWM") - before
+    found = {"seconds": seconds, "peak_mib": used, "total": total, "entries": entries}
+    print(json.dumps(found))
 
 
 def build(folder):
     "The same counts on disk, twice."
-    import anndata as ad  # noqa: E401
+    import anndata as ad
     import numpy as np
     import pandas as pd
     import scipy.sparse as sp
@@ -105,22 +102,19 @@ def build(folder):
             out.writelines(f"{g},{','.join(map(str, row))}\n" for g, row in zip(genes, dense))
 
 
+def measured(name, folder):
+    "What `side` prints, from a process of its own."
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "LONGAML_PROGRESS": "0"}
+    command = [sys.executable, __file__, name, folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    return json.loads(done.stdout)
+
+
 def main():
+    "Both ways on the same counts, and their rows for the page."
     with tempfile.TemporaryDirectory() as folder:
         build(folder)
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "LONGAML_PROGRESS": "0"}
-        results = {
-            label: json.loads(
-                subprocess.run(
-                    [sys.executable, __file__, name, folder],
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                    env=env,
-                ).stdout
-            )
-            for label, name in READERS.items()
-        }
+        results = {label: measured(name, folder) for label, name in READERS.items()}
         disk = {
             "longaml.read_cohort": (Path(folder) / "geo.tar").stat().st_size,
             "dense CSV": sum(p.stat().st_size for p in Path(folder).glob("*.csv")),
@@ -140,14 +134,17 @@ def main():
             differs=0,
         )
     print(
-        f"{SAMPLES} samples x {CELLS} cells x {GENES:,} genes, {ours['entries']:,} counts (CSR {csr:.0f} MiB)"
+        f"{SAMPLES} samples x {CELLS} cells x {GENES:,} genes, "
+        f"{ours['entries']:,} counts (CSR {csr:.0f} MiB)"
     )
     for label, r in results.items():
         print(
-            f"{label:20s} {r['seconds']:7.1f} s   peak {r['peak_mib']:7.0f} MiB ({r['peak_mib'] / csr:4.1f} x CSR)   on disk {disk[label] / 2**20:6.0f} MiB"
+            f"{label:20s} {r['seconds']:7.1f} s   peak {r['peak_mib']:7.0f} MiB "
+            f"({r['peak_mib'] / csr:4.1f} x CSR)   on disk {disk[label] / 2**20:6.0f} MiB"
         )
     print(
-        f"{'ratio':20s} {dense['seconds'] / ours['seconds']:7.1f} x less time, {dense['peak_mib'] / ours['peak_mib']:.1f} x less memory"
+        f"{'ratio':20s} {dense['seconds'] / ours['seconds']:7.1f} x less time, "
+        f"{dense['peak_mib'] / ours['peak_mib']:.1f} x less memory"
     )
 
 

@@ -1,11 +1,16 @@
-"""The bilinear MLP: its spectrum by the low-rank form against a dense eigendecomposition, and its training from sparse rows against dense items.
+"""The bilinear MLP: its spectrum and its training against dense alternatives.
 
-    python tests/benchmarks/bench_scbmlp.py           # 3,000 and 20,000 genes, hidden 64; 2,700 cells x 10,000 genes, density 0.07
+    python tests/benchmarks/bench_scbmlp.py           # see below
     python tests/benchmarks/bench_scbmlp.py --quick   # small cases, for the tests
 
-Spectrum: both sides decompose the same random network and must agree; the dense side builds Q (genes x genes) and calls numpy's eigh. The 20,000 genes are decomposed in a process of their own, whose peak memory is printed.
-Training: each side runs in a process of its own, which reads the sparse data from a file, trains one epoch to warm up, and is then timed; peak memory is that of the process above what it had before it trained. Same network (hidden 32, the default), same batches of
-128 cells in the same order, same AdamW: all sides must end at the same loss.
+Cases: 3,000 and 20,000 genes, hidden 64; 2,700 cells x 10,000 genes, density 0.07.
+Spectrum: the low-rank form against a dense eigendecomposition of the same random network; both must
+agree. The dense side builds Q (genes x genes) and calls numpy's eigh. The 20,000 genes are
+decomposed in a process of their own, whose peak memory is printed.
+Training: each side runs in a process of its own, which reads the sparse data from a file, trains
+one epoch to warm up, and is then timed; peak memory is that of the process above what it had before
+it trained. Same network (hidden 32, the default), same batches of 128 cells in the same order, same
+AdamW: all sides must end at the same loss.
   sparse rows    la.models.fit with ScBMLP on CellData
   anndata items  torch Dataset whose item is adata[i].X, filled; DataLoader; plain loop
   matrix items   the same, with an item cut from the sparse matrix itself
@@ -32,9 +37,15 @@ import torch  # noqa: E402
 from rows import row  # noqa: E402
 
 from longaml.core import rng_for  # noqa: E402
-from longaml.models.interactions import interactions, top_pairs  # noqa: E402
-from longaml.models.scbmlp import SCBMLP_TRAINING, CellData, Rows, ScBMLP, ScBMLPConfig, class_loss  # noqa: E402
+from longaml.models.quadratic import interactions, top_pairs  # noqa: E402
+from longaml.models.scbmlp import (  # noqa: E402
+    SCBMLP_TRAINING,
+    ScBMLP,
+    ScBMLPConfig,
+    class_loss,
+)
 from longaml.models.training import fit  # noqa: E402
+from longaml.pp.cells import CellData, Rows  # noqa: E402
 
 LARGEST = 1e-5  # relative difference of eigenvalues that is still agreement
 LOSSES = 1e-3  # relative difference of the last epoch's loss that is still agreement
@@ -42,7 +53,7 @@ CLASSES, HIDDEN, BATCH = 8, 64, 128
 
 
 def peak():
-    "Peak memory of this process so far, in MiB: from /proc where there is one, because getrusage would count what the parent had."
+    "Peak memory of this process so far, in MiB; getrusage would count what the parent had."
     try:
         return (
             next(
@@ -92,8 +103,10 @@ def spectrum(genes, hidden):
         ("dense eigendecomposition", slow),
         differs=far,
     )
+    fast = np.median(times)
     print(
-        f"spectrum, {genes:,} genes, hidden {hidden}: dense {slow:.2f} s; low rank {np.median(times):.3f} s; {slow / np.median(times):,.0f} times less time; largest difference of a value or vector {far:.1e}",
+        f"spectrum, {genes:,} genes, hidden {hidden}: dense {slow:.2f} s; low rank {fast:.3f} s; "
+        f"{slow / fast:,.0f} times less time; largest difference of a value or vector {far:.1e}",
         flush=True,
     )
     return far > LARGEST
@@ -101,9 +114,11 @@ def spectrum(genes, hidden):
 
 def large(genes, hidden):
     "The low-rank form and the strongest pairs at many genes, in this process: what a child prints."
-    before, net = peak(), network(genes, hidden)
+    before = peak()
+    net = network(genes, hidden)
     start = time.perf_counter()
-    form, middle = interactions(net, 0), time.perf_counter()
+    form = interactions(net, 0)
+    middle = time.perf_counter()
     pairs = top_pairs(net, 0, 20)
     return {
         "seconds": middle - start,
@@ -157,14 +172,8 @@ class Order(torch.utils.data.Sampler):
 
     def __iter__(self):
         self.epoch += 1
-        return iter(
-            [
-                list(r)
-                for r in np.array_split(
-                    rng_for(0, "rows", self.epoch).permutation(self.n), len(self)
-                )
-            ]
-        )
+        order = rng_for(0, "rows", self.epoch).permutation(self.n)
+        return iter([list(rows) for rows in np.array_split(order, len(self))])
 
 
 def train(side, file, epochs):
@@ -202,18 +211,15 @@ def ours(x, y, epochs):
         x, y, np.full(n, "all"), [str(g) for g in range(genes)], [str(k) for k in range(CLASSES)]
     )
     how = replace(SCBMLP_TRAINING, epochs=epochs, batch_size=BATCH, device="cpu")
-    return (
-        fit(
-            lambda: ScBMLP(ScBMLPConfig(genes, CLASSES)),
-            data,
-            loss=class_loss,
-            how=how,
-            train=["all"],
-            valid=(),
-        )
-        .history["train_loss"]
-        .iloc[-1]
+    fitted = fit(
+        lambda: ScBMLP(ScBMLPConfig(genes, CLASSES)),
+        data,
+        loss=class_loss,
+        how=how,
+        train=["all"],
+        valid=(),
     )
+    return fitted.history["train_loss"].iloc[-1]
 
 
 def plain(items, x, y, epochs):
@@ -275,25 +281,33 @@ def main():
     wrong = spectrum(*((300, 8) if quick else (3000, HIDDEN)))
     genes, hidden = (2000, 8) if quick else (20_000, HIDDEN)
     r = child("large", genes, hidden)
+    n_pairs = genes * (genes - 1) // 2
     print(
-        f"low rank, {genes:,} genes, hidden {hidden}: spectrum {r['seconds']:.2f} s, 20 strongest of {genes * (genes - 1) // 2:,} pairs {r['pairs']:.2f} s; peak memory of the process {r['peak']:,.0f} MiB ({r['before']:,.0f} of them before, for the libraries)",
+        f"low rank, {genes:,} genes, hidden {hidden}: spectrum {r['seconds']:.2f} s, 20 strongest "
+        f"of {n_pairs:,} pairs {r['pairs']:.2f} s; peak memory of the process {r['peak']:,.0f} MiB "
+        f"({r['before']:,.0f} of them before, for the libraries)",
         flush=True,
     )
     n, genes, epochs = (200, 300, 2) if quick else (2700, 10_000, 5)
     with tempfile.TemporaryDirectory() as folder:
-        file, (x, y) = os.path.join(folder, "cells.npz"), cells(n, genes)
+        file = os.path.join(folder, "cells.npz")
+        x, y = cells(n, genes)
         sp.save_npz(file, x, compressed=False)
         np.save(file + ".npy", y)
         sides = {
             s: child("train", s, file, epochs)
             for s in ("sparse rows", "anndata items", "matrix items", "dense matrix")
         }
+    sparse = (x.data.nbytes + x.indices.nbytes) / 2**20
     print(
-        f"training, {n:,} x {genes:,}, density 0.07, hidden 32, batches of {BATCH}, {epochs} epochs; the sparse matrix takes {(x.data.nbytes + x.indices.nbytes) / 2**20:.0f} MiB, filled {x.shape[0] * x.shape[1] * 4 / 2**20:.0f} MiB"
+        f"training, {n:,} x {genes:,}, density 0.07, hidden 32, batches of {BATCH}, {epochs} "
+        f"epochs; the sparse matrix takes {sparse:.0f} MiB, filled {n * genes * 4 / 2**20:.0f} MiB"
     )
     for s, r in sides.items():
+        ratio = r["seconds"] / sides["sparse rows"]["seconds"]
         print(
-            f"  {s:<13} {r['seconds']:7.3f} s an epoch ({r['seconds'] / sides['sparse rows']['seconds']:.1f} x), peak memory {r['memory']:5.0f} MiB above what was there before, last loss {r['loss']:.5f}",
+            f"  {s:<13} {r['seconds']:7.3f} s an epoch ({ratio:.1f} x), peak memory "
+            f"{r['memory']:5.0f} MiB above what was there before, last loss {r['loss']:.5f}",
             flush=True,
         )
         if s != "sparse rows":

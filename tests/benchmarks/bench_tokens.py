@@ -1,12 +1,17 @@
-"""Rank tokens from sparse rows against a dense argsort; tokens read from disk against tokens in memory.
+"""Rank tokens against a dense argsort; tokens read from disk against tokens in memory.
 
-    python tests/benchmarks/bench_tokens.py           # 5,000 cells x 20,000 genes, 5% filled; 200,000 cells of 256 tokens
+    python tests/benchmarks/bench_tokens.py           # see below
     python tests/benchmarks/bench_tokens.py --quick   # small cases, for the tests
 
-Tokens: each side runs in a process of its own, which reads the sparse counts from a file and is then timed; peak memory is that of the process above what it had before. The dense side fills the matrix, divides by the medians, and sorts every row
-with numpy's stable argsort. Both must give the same tokens.
-Loader: one epoch of batches of 128 through la.pp.tokens.TokenData, from a memory map of a file and from the same array in memory, in the order that training uses. The file was just written, so that it lies in the system's cache where that has room: the
-cost shown is that of the memory map, not of a slow disk. A third line reads the memory map in a fully random order.
+Cases: 5,000 cells x 20,000 genes, 5% filled; 200,000 cells of 256 tokens.
+Tokens: each side runs in a process of its own, which reads the sparse counts from a file and is
+then timed; peak memory is that of the process above what it had before. The dense side fills the
+matrix, divides by the medians, and sorts every row with numpy's stable argsort. Both must give the
+same tokens.
+Loader: one epoch of batches of 128 through la.pp.token_data.TokenData, from a memory map of a file
+and from the same array in memory, in the order that training uses. The file was just written, so
+that it lies in the system's cache where that has room: the cost shown is that of the memory map,
+not of a slow disk. A third line reads the memory map in a fully random order.
 The exit status is 1 where sides differ. Threads are as the environment says (OMP_NUM_THREADS).
 """
 
@@ -27,7 +32,8 @@ import scipy.sparse as sp  # noqa: E402
 from rows import row  # noqa: E402
 
 from longaml.core import rng_for  # noqa: E402
-from longaml.pp.tokens import Encoding, TokenData, Vocabulary, rank_tokens  # noqa: E402
+from longaml.pp.token_data import TokenData  # noqa: E402
+from longaml.pp.tokens import Encoding, Vocabulary, rank_tokens  # noqa: E402
 
 TOP = 2048
 
@@ -95,8 +101,9 @@ def encoding(cells, genes):
     what = f"rank tokens, {cells:,} x {genes:,}, 5% filled"
     for key, unit in (("seconds", "s"), ("mib", "MiB")):
         a, b = told["sparse"][key], told["dense"][key]
+        ratio = b / max(a, 0.1 if key == "mib" else 1e-9)
         print(
-            f"{what}: sparse rows {a:.2f} {unit}, dense argsort {b:.2f} {unit}: {b / max(a, 0.1 if key == 'mib' else 1e-9):.1f} times"
+            f"{what}: sparse rows {a:.2f} {unit}, dense argsort {b:.2f} {unit}: {ratio:.1f} times"
         )
         row(
             what,
@@ -111,7 +118,9 @@ def encoding(cells, genes):
 
 def epoch(data, order):
     "Seconds of one epoch of batches, and a checksum of what was read."
-    batch, total, start = data.batch(np.arange(len(data)))["tokens"], 0, time.perf_counter()
+    batch = data.batch(np.arange(len(data)))["tokens"]
+    total = 0
+    start = time.perf_counter()
     for rows in np.array_split(order, -(-len(order) // 128)):
         total += int(batch[rows].sum())
     return time.perf_counter() - start, total
@@ -119,10 +128,8 @@ def epoch(data, order):
 
 def loader(cells, width):
     "From disk and from memory; whether they differ."
-    rng, vocab = (
-        rng_for(0, "bench loader"),
-        Vocabulary([f"G{i}" for i in range(20_000)], np.ones(20_000)),
-    )
+    rng = rng_for(0, "bench loader")
+    vocab = Vocabulary([f"G{i}" for i in range(20_000)], np.ones(20_000))
     with tempfile.TemporaryDirectory() as d:
         path = Path(d) / "tokens.npy"
         out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=(cells, width))
@@ -141,7 +148,8 @@ def loader(cells, width):
                 ["a", "b"],
             )
 
-        disk, memory = data(np.load(path, mmap_mode="r")), data(np.load(path))
+        disk = data(np.load(path, mmap_mode="r"))
+        memory = data(np.load(path))
         times = {}
         for name, d_, order in (
             ("disk", disk, disk.order(1)),
@@ -153,11 +161,14 @@ def loader(cells, width):
             if name == "disk":
                 first = total
             if total != first:
-                return print(f"loader: {name} read something else"), True
+                print(f"loader: {name} read something else")
+                return True
     what = f"one epoch of {cells:,} cells x {width} tokens"
     for name in ("memory", "disk, fully random"):
+        speed = cells / times["disk"]
         print(
-            f"{what}: from disk in blocks {times['disk']:.2f} s ({cells / times['disk']:,.0f} cells a second), {name} {times[name]:.2f} s: {times[name] / times['disk']:.2f} times"
+            f"{what}: from disk in blocks {times['disk']:.2f} s ({speed:,.0f} cells a second), "
+            f"{name} {times[name]:.2f} s: {times[name] / times['disk']:.2f} times"
         )
     row(what, ("disk, shuffled blocks", times["disk"]), ("in memory", times["memory"]), differs=0)
     row(

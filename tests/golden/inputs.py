@@ -16,30 +16,30 @@ import longaml as la
 
 
 def _cohort() -> ad.AnnData:
-    return la.simulate_cohort(
+    return la.datasets.simulate_cohort(
         "small", n_patients=8, n_genes=150, n_cells=100, n_drivers=8, missing=0.1, seed=2
     )
 
 
 def cohort(path: Path) -> None:
     """A folder in the GEO layout."""
-    la.write_geo(_cohort(), path)
+    la.datasets.write_geo(_cohort(), path)
 
 
 def tar(path: Path) -> None:
     """The same as one archive."""
-    la.write_geo(_cohort(), path, tar=True)
+    la.datasets.write_geo(_cohort(), path, tar=True)
 
 
 def visits(path: Path) -> None:
     """Nine patients with visits enough to forecast and to impute."""
-    a = la.simulate_cohort("small", n_patients=9, n_genes=200, n_cells=150, n_drivers=6, seed=5)
-    la.save_cohort(a, path)
+    a = la.datasets.simulate_cohort("small", n_patients=9, n_genes=200, n_cells=150, n_drivers=6, seed=5)
+    la.pp.save_cohort(a, path)
 
 
 def bulk(path: Path) -> None:
     """A row per library, in the package's own columns."""
-    la.write_geo(la.simulate_cohort("bulk", n_patients=8, n_genes=150, n_drivers=8, seed=3), path)
+    la.datasets.write_geo(la.datasets.simulate_cohort("bulk", n_patients=8, n_genes=150, n_drivers=8, seed=3), path)
 
 
 def tidy(path: Path) -> None:
@@ -84,7 +84,7 @@ def genes(path: Path) -> None:
 
 def labelled(path: Path) -> None:
     """Cells of three types, for modules."""
-    a = la.simulate_cohort(
+    a = la.datasets.simulate_cohort(
         "small", n_patients=6, n_cells=70, n_genes=120, n_drivers=6, composition=0.0, seed=2
     )
     a = a[a.obs["cell_type"].isin(["T", "B", "Mono"]).to_numpy()]
@@ -95,7 +95,7 @@ def labelled(path: Path) -> None:
 
 def screen(path: Path) -> None:
     """A small Perturb-seq screen with single and double perturbations."""
-    a = la.simulate_perturbseq(
+    a = la.datasets.simulate_perturbseq(
         "small",
         n_genes=60,
         n_regulators=10,
@@ -116,17 +116,17 @@ def screen(path: Path) -> None:
 
 def types(path: Path) -> None:
     """Cells of six types of five donors."""
-    la.simulate_types("distinct", seed=5, n_patients=5, n_genes=240, cells=4).write_h5ad(path)
+    la.datasets.simulate_types("distinct", seed=5, n_patients=5, n_genes=240, cells=4).write_h5ad(path)
 
 
 def new(path: Path) -> None:
     """Cells to annotate."""
-    la.simulate_types("distinct", seed=5, n_patients=2, n_genes=240, cells=4).write_h5ad(path)
+    la.datasets.simulate_types("distinct", seed=5, n_patients=2, n_genes=240, cells=4).write_h5ad(path)
 
 
 def clones(path: Path) -> None:
     """Types that converge, in clones followed over time."""
-    a = la.simulate_types("ambiguous", seed=6, n_patients=4, n_genes=160, n_pairs=2, cells=8)
+    a = la.datasets.simulate_types("ambiguous", seed=6, n_patients=4, n_genes=160, n_pairs=2, cells=8)
     a.write_h5ad(path)
 
 
