@@ -118,7 +118,7 @@ _MOVED = {
         "coverage reach predict_state evaluate_state evaluation_table "
         "prediction_table gene_times rank_state"
     ),
-    "experiment.run": ("audit_csv"),
+    "experiment.audit": ("audit_csv"),
     "datasets.perturbseq": ("perturb_config_for PerturbConfig PERTURB_PRESETS"),
     "pp.perturbations": (
         "check_perturbseq split_halves control_halves members_of measured_in "
@@ -177,10 +177,9 @@ _MOVED = {
     "pl.networks": ("plot_adjacency plot_degree_impact plot_factor_stability plot_factor_changes"),
     "models.classical": ("Posterior coefficient_table"),
     "experiment.de": ("de_audit de_lines"),
-    "experiment.evaluation": (
-        "signed_rank plot_comparison driver_recovery call_recovery "
-        "plot_recovery run_comparison compared_models cohort_hash"
-    ),
+    "experiment.evaluation": ("signed_rank plot_comparison run_comparison compared_models"),
+    "experiment.recovery": ("driver_recovery call_recovery plot_recovery"),
+    "experiment.steps": ("cohort_hash"),
     "experiment.report_tables": ("read_run held_out top_genes"),
     "experiment.report_text": ("at_a_glance methods references"),
     "experiment.agreement": ("concordance"),

@@ -6,20 +6,16 @@
 __all__ = ['PATIENT', 'TIMEPOINT', 'SAMPLE', 'CELL_TYPE', 'MALIGNANT', 'LINEAGE', 'COUNTS', 'UNS', 'ALL', 'AML_TIMEPOINTS', 'log',
            'contrasts', 'contrast_name', 'InputError', 'MissingKeyError', 'nearest', 'listing', 'check_choice',
            'check_column', 'contrast_pair', 'need', 'derive_seed', 'rng_for', 'device_for', 'progress', 'atomic_path',
-           'slug', 'module_stamp', 'check_cohort', 'timepoints_of', 'input_kind', 'counts_of']
+           'slug', 'check_cohort', 'timepoints_of', 'input_kind', 'counts_of']
 
 # %% ../nbs/00_core.ipynb #557cf87b
-import ast
 import contextlib
 import difflib
 import hashlib
 import importlib
-import io
 import logging
 import os
 import re
-import sys
-import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +27,8 @@ import scipy.sparse as sp
 
 if TYPE_CHECKING:
     from anndata import AnnData
+else:
+    AnnData = "AnnData"  # importing it takes seconds; help() shows the name
 
 # %% ../nbs/00_core.ipynb #172a7902
 PATIENT = "patient"
@@ -253,80 +251,10 @@ def slug(
         return clean
     return f"{clean}-{hashlib.sha256(str(name).encode()).hexdigest()[:6]}"
 
-# %% ../nbs/00_core.ipynb #707394c1
-def _uncommented(source):  # source code without comments and empty lines
-    lines = source.splitlines()
-    for t in tokenize.generate_tokens(io.StringIO(source).readline):
-        if t.type == tokenize.COMMENT:
-            lines[t.start[0] - 1] = lines[t.start[0] - 1][: t.start[1]]
-    return "\n".join(l.rstrip() for l in lines if l.strip())
-
-
-def _needed(
-    source, name
-):  # the top-level statements behind a definition: its own, and those of the names it uses, directly or not
-    tree = ast.parse(source).body
-    lines = source.splitlines()
-
-    def names(s, kind):
-        return {n.id for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, kind)}
-
-    def parts(s):
-        return {
-            n.value.id
-            for n in ast.walk(s)
-            if isinstance(n, ast.Attribute)
-            and isinstance(n.ctx, ast.Store)
-            and isinstance(n.value, ast.Name)
-        }
-
-    gives = [{s.name} if hasattr(s, "name") else names(s, ast.Store) | parts(s) for s in tree]
-    wanted = {name}
-    kept = set()
-    while new := {i for i, g in enumerate(gives) if i not in kept and g & wanted}:
-        kept = kept | new
-        wanted = wanted.union(*(names(tree[i], ast.Load) for i in new))
-    if not kept:
-        raise ValueError(
-            f"no definition {name!r} in this module; a stamp names modules, or module.function"
-        )
-    first = [min([s.lineno, *(d.lineno for d in getattr(s, "decorator_list", []))]) for s in tree]
-    return "\n".join("\n".join(lines[first[i] - 1 : tree[i].end_lineno]) for i in sorted(kept))
-
-# %% ../nbs/00_core.ipynb #64626675
-def module_stamp(
-    *names,  # modules to name, such as "inference", or what of one: "training.fit_many"; the modules loaded now where none is given
-) -> str:  # `modules core inference: 1f0c5a9b2d3e`
-    "The longaml code in use and a hash of its source without comments, for the last line of a slow cell."
-    here = Path(importlib.import_module("longaml").__file__).parent
-
-    def source(module):
-        f = here.joinpath(*module.split("."))
-        f = f / "__init__.py" if f.is_dir() else f.with_suffix(".py")
-        return f.read_text(encoding="utf-8") if f.exists() else None
-
-    def code(name):
-        if (whole := source(name)) is not None:
-            return whole
-        module, _, part = name.rpartition(".")
-        if not module or (whole := source(module)) is None:
-            raise ValueError(
-                f"no module or definition {name!r}; a stamp names modules, or module.function"
-            )
-        return _needed(whole, part)
-
-    loaded = (
-        m[len("longaml.") :]
-        for m in sys.modules
-        if m.startswith("longaml.") and not m.endswith("_modidx")
-    )
-    names = sorted(names or loaded)
-    return f"modules {' '.join(names)}: {hashlib.sha256(chr(10).join(_uncommented(code(n)) for n in names).encode()).hexdigest()[:12]}"
-
 # %% ../nbs/00_core.ipynb #3edfbc87
 def check_cohort(
-    adata: "AnnData",  # AnnData in longaml's contract
-) -> "AnnData":  # `adata`, unchanged
+    adata: AnnData,  # AnnData in longaml's contract
+) -> AnnData:  # `adata`, unchanged
     "Raise unless `adata` has the columns that `la.pp.as_cohort` writes."
     if not hasattr(adata, "obs") or not hasattr(adata, "var_names"):
         raise TypeError(
@@ -346,21 +274,21 @@ def check_cohort(
 
 # %% ../nbs/00_core.ipynb #821af3ad
 def timepoints_of(
-    adata: "AnnData",  # a cohort
+    adata: AnnData,  # a cohort
 ) -> list[str]:  # names of the timepoints
     "The timepoints of a cohort, earliest first."
     return list(check_cohort(adata).obs[TIMEPOINT].cat.categories)
 
 
 def input_kind(
-    adata: "AnnData",  # a cohort
+    adata: AnnData,  # a cohort
 ) -> str:  # "counts" or "lognorm"
     "What the cohort was read from: raw counts, or values normalised elsewhere."
     return str(adata.uns.get(UNS, {}).get("input_kind", "counts"))
 
 # %% ../nbs/00_core.ipynb #41844012
 def counts_of(
-    adata: "AnnData",  # a cohort read from counts
+    adata: AnnData,  # a cohort read from counts
 ) -> sp.csr_matrix:  # CSR (cells, genes)
     "Raw counts, wherever they are now: `layers['counts']`, or `X` before `normalize`."
     if input_kind(adata) != "counts":

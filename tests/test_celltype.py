@@ -579,11 +579,11 @@ def test_killed_in_the_last_training_and_resumed(cells, model, tmp_path):
     out = tmp_path / "out"
     code = """
 import sys, time, longaml.models.training as t
-kept = t._Reached.add
+kept = t._Progress.add
 def slow(self, *a):
     kept(self, *a)
     if self.path: time.sleep(1)
-t._Reached.add = slow
+t._Progress.add = slow
 from longaml.cli import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -1,4 +1,5 @@
-"The command on whole cohorts: what a run leaves behind, kill and resume, determinism, real and awkward input, errors."
+"""The command on whole cohorts: what a run leaves behind, kill and resume, determinism, real and
+awkward input, errors."""
 
 import gzip
 import importlib.util
@@ -25,9 +26,12 @@ from tools import ROOT, python
 
 import longaml as la
 from longaml.cli import main
-from longaml.experiment.store import checksum
+from longaml.experiment.results import checksum, load_result, pack
 
-RANKING = "model contrast gene rank score direction log2_fold_change p_value q_value stability mean_expression".split()
+RANKING = (
+    "model contrast gene rank score direction log2_fold_change p_value q_value stability "
+    "mean_expression"
+).split()
 EVALUATION = "task contrast model patient metric value chance".split()
 AUDIT = "model contrast verdict holds value threshold text".split()
 VERDICTS = [
@@ -56,12 +60,26 @@ def tables(out):
     }
 
 
+def step_content(path):
+    "What a stored step holds, as bytes, but for how long it took."
+    value = load_result(path)["value"]
+    if isinstance(value, dict):
+        value.pop("seconds", None)
+    arrays = []
+    return json.dumps(pack(value, arrays)).encode() + b"".join(a.tobytes() for a in arrays)
+
+
+def bare(name):
+    "The name of a step's file without its address."
+    return re.sub(r"-[0-9a-f]{12}(?=\.npz$)", "", name)
+
+
 def files(out):
-    "Every file of a run as bytes, but for how long it took."
+    "Every file of a run as bytes, but for how long it took and for the lock of a killed process."
     return {
-        p.relative_to(out).as_posix(): p.read_bytes()
+        p.relative_to(out).as_posix(): step_content(p) if p.suffix == ".npz" else p.read_bytes()
         for p in Path(out).rglob("*")
-        if p.is_file() and p.name != "timings.json"
+        if p.is_file() and p.name not in ("timings.json", ".lock")
     }
 
 
@@ -81,12 +99,15 @@ def succeed(*args):
 
 
 def refused(capsys, folder, *args):
-    "Run the command in this process; it must exit 2 with one line on standard error and leave the folder as it was. The line."
+    """Run the command in this process; it must exit 2 with one line on standard error and leave the
+    folder as it was. The line."""
     before = tree(folder)
     capsys.readouterr()
     assert main([str(a) for a in args]) == 2
     got = capsys.readouterr()
-    lines = [l for l in got.err.splitlines() if l and not l.startswith("longaml: warning:")]
+    lines = [
+        line for line in got.err.splitlines() if line and not line.startswith("longaml: warning:")
+    ]
     assert got.out == "" and len(lines) == 1 and lines[0].startswith("longaml: "), got.err
     assert "Traceback" not in got.err and tree(folder) == before
     return lines[0]
@@ -106,7 +127,8 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished(cohort, tmp_path_factory):
-    "A whole run, made by the command in a process of its own: (its folder, standard output, standard error)."
+    """A whole run, made by the command in a process of its own: (its folder, standard output,
+    standard error)."""
     out = tmp_path_factory.mktemp("finished") / "out"
     done = python("-c", CODE, "run", cohort, "--out", out, "--nulls", 6, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -157,6 +179,7 @@ def test_files(finished):
         "run.json",
         "stability.csv",
         "steps",
+        "steps.json",
         "timings.json",
     ]
     assert not [p for p in tree(out) if p.endswith(".part")]
@@ -279,7 +302,7 @@ def test_manifest(finished, cohort):
     )
     steps = json.loads((finished[0] / "timings.json").read_text())
     assert steps.keys() == {
-        p.relative_to(finished[0] / "steps").as_posix()[:-4]
+        bare(p.relative_to(finished[0] / "steps").as_posix())[:-4]
         for p in (finished[0] / "steps").rglob("*.npz")
     } and all(s >= 0 for s in steps.values())
 
@@ -318,30 +341,33 @@ def test_summary(finished):
     for contrast, rows in accuracy.groupby("contrast"):
         who = "all timepoints" if contrast == "all" else contrast
         assert (
-            f"{who}: balanced accuracy over {rows['patient'].nunique()} held-out patients (chance {rows['chance'].iloc[0]:.2f})"
-            in said
+            f"{who}: balanced accuracy over {rows['patient'].nunique()} held-out patients "
+            f"(chance {rows['chance'].iloc[0]:.2f})" in said
         )
         for model, v in rows.groupby("model")["value"]:
             assert re.search(
-                rf"^  {model} +{v.mean():.2f}  \(patients: {v.min():.2f} to {v.max():.2f}, standard deviation {v.std():.2f}\)$",
+                rf"^  {model} +{v.mean():.2f}  \(patients: {v.min():.2f} to {v.max():.2f}, "
+                rf"standard deviation {v.std():.2f}\)$",
                 said,
                 re.M,
             )
         assert re.search(
-            rf"^{contrast}: logistic (beats|loses to|is not told apart from) its best baseline, \w+ \(difference [+-]\d\.\d\d, 95% interval",
+            rf"^{contrast}: logistic (beats|loses to|is not told apart from) its best baseline, "
+            r"\w+ \(difference [+-]\d\.\d\d, 95% interval",
             said,
             re.M,
         )
         if contrast != "all":
             assert re.search(
-                rf"^{contrast}: transformer (beats|loses to|is not told apart from) logistic \(difference [+-]\d\.\d\d, 95% interval",
+                rf"^{contrast}: transformer (beats|loses to|is not told apart from) logistic "
+                r"\(difference [+-]\d\.\d\d, 95% interval",
                 said,
                 re.M,
             )
     for (contrast, model), one in r.groupby(["contrast", "model"]):
         assert (
-            f"{contrast}, {model}: {(one['q_value'] < 0.1).sum()} of 150 genes at q < 0.1 (first: {', '.join(one['gene'].head(3))})"
-            in said
+            f"{contrast}, {model}: {(one['q_value'] < 0.1).sum()} of 150 genes at q < 0.1 "
+            f"(first: {', '.join(one['gene'].head(3))})" in said
         )
     for v in a[a["holds"].map(str) == "True"].itertuples():
         assert f"  verdict: {v.verdict} ({v.text})" in said
@@ -352,7 +378,10 @@ def test_predictions_agree_with_the_evaluation(finished):
     p, e = table(finished[0], "predictions.csv"), table(finished[0], "evaluation.csv")
     assert (
         list(p.columns)
-        == "task contrast model patient lineage sample timepoint probability predicted_later is_later".split()
+        == (
+            "task contrast model patient lineage sample timepoint probability predicted_later "
+            "is_later"
+        ).split()
     )
     two = p[p["contrast"] != "all"]
     hit = two["probability"].sub(0.5).round(9).pipe(np.sign).add(1).div(2)  # a tie counts as chance
@@ -369,7 +398,8 @@ def test_predictions_agree_with_the_evaluation(finished):
 
 
 def test_checkpoints(finished):
-    "Every fold's network is kept, never saw the patients it was judged on, and the network of all patients reads another cohort."
+    """Every fold's network is kept, never saw the patients it was judged on, and the network of all
+    patients reads another cohort."""
     e = table(finished[0], "evaluation.csv").query("model == 'transformer'")
     for contrast in CONTRASTS:
         patients = set(e[e["contrast"] == contrast]["patient"])
@@ -491,11 +521,11 @@ def test_a_network_gives_the_same_bytes(cohort, network, tmp_path):
 # ---- killed and resumed
 
 KILLED = """
-import os, signal, sys
+import os, re, signal, sys
 from contextlib import contextmanager
 from pathlib import Path
+import longaml.experiment.results as results
 import longaml.experiment.store as runs
-import longaml.models.training as training
 from longaml.cli import main
 victim, nth, out = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]).resolve()
 write, seen = runs.atomic_path, []
@@ -503,11 +533,12 @@ write, seen = runs.atomic_path, []
 def half(path):
     with write(path) as part:
         yield part
-        seen.append(Path(path).resolve().relative_to(out).as_posix())
+        name = Path(path).resolve().relative_to(out).as_posix()
+        seen.append(re.sub(r"-[0-9a-f]{12}(?=\\.npz$)", "", name))
         if seen.count(victim) == nth:
             part.write_bytes(part.read_bytes()[:part.stat().st_size // 2])
             os.kill(os.getpid(), signal.SIGKILL)
-runs.atomic_path = training.atomic_path = half
+runs.atomic_path = results.atomic_path = half
 sys.exit(main(sys.argv[4:]))
 """
 RANK = "steps/rank/REL_vs_DX/logistic"
@@ -516,7 +547,7 @@ RANK = "steps/rank/REL_vs_DX/logistic"
 @pytest.mark.parametrize(
     "victim,nth",
     [
-        ("steps/evaluate/DX-REL.npz", 1),
+        ("steps/evaluate/DX-REL/logistic.npz", 1),
         (f"{RANK}/null-0002.npz", 1),
         (f"{RANK}/stability.npz", 1),
         ("evaluation.csv", 1),
@@ -531,9 +562,11 @@ def test_killed_and_resumed(victim, nth, cohort, quick, tmp_path):
     killed = python("-c", KILLED, victim, nth, out, *args, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     whole = files(quick)
-    left = {k: v for k, v in files(out).items() if not k.endswith(".part") and k != "run.json"}
+    for part in out.rglob(".*.part"):
+        part.unlink()
+    left = {k: v for k, v in files(out).items() if k != "run.json"}
     assert (
-        left.items() <= whole.items() and (victim not in left) and len(left) < len(whole)
+        left.items() <= whole.items() and (victim not in map(bare, left)) and len(left) < len(whole)
     )  # what is there is right, and the rest is missing
     assert json.loads((out / "run.json").read_text())["status"] == "running"
     succeed(*args, "--resume")
@@ -552,7 +585,7 @@ def test_a_network_killed_and_resumed(victim, cohort, network, tmp_path):
     out = tmp_path / "out"
     killed = python("-c", KILLED, victim, 1, out, "run", cohort, "--out", out, *NETWORK, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert victim not in files(out)
+    assert victim not in map(bare, files(out))
     succeed("run", cohort, "--out", out, *NETWORK, "--resume")
     assert differing(out, network) == []
 
@@ -587,7 +620,7 @@ def test_the_command_killed_from_outside(finished, cohort, tmp_path):
 
 def test_a_damaged_step_is_computed_again(cohort, quick, tmp_path):
     shutil.copytree(quick, tmp_path / "out")
-    step = tmp_path / "out" / f"{RANK}/null-0000.npz"
+    (step,) = (tmp_path / "out").glob(f"{RANK}/null-0000-*.npz")
     step.write_bytes(step.read_bytes()[:100])
     (tmp_path / "out" / "ranking.csv").unlink()
     succeed("run", cohort, "--out", tmp_path / "out", *QUICK, "--resume")
@@ -687,7 +720,8 @@ def test_glioblastoma(shared_data, tmp_path, capsys):
         and r.groupby("model").size().between(295, 300).all()
     )  # all genes that vary
     for model in ("logistic", "transformer"):
-        assert e.query("model == @model and metric == 'balanced_accuracy'")["value"].mean() > 0.9
+        own = (e["model"] == model) & (e["metric"] == "balanced_accuracy")
+        assert e.loc[own, "value"].mean() > 0.9
     metallothioneins = r[
         r["gene"].str.startswith(("ENSG00000187193", "ENSG00000125148"))
     ]  # MT1X and MT2A: HDAC inhibitors raise them
@@ -777,7 +811,8 @@ def test_two_timepoints(tmp_path, capsys):
 
 
 def test_a_contrast_with_too_few_patients_is_listed(tmp_path, capsys):
-    "Five of seven patients lack the middle visit: two contrasts cannot be evaluated, and are not dropped."
+    """Five of seven patients lack the middle visit: two contrasts cannot be evaluated, and are not
+    dropped."""
     a = la.datasets.simulate_cohort(
         "small", n_patients=7, n_genes=150, n_cells=120, n_drivers=8, missing=0.0, seed=2
     )
@@ -806,7 +841,8 @@ def test_a_contrast_with_too_few_patients_is_listed(tmp_path, capsys):
     )
     for c in CONTRASTS[1:]:
         assert re.search(
-            rf"^{c}: \d patients? with bags at both timepoints; not evaluated \(at least 3 are needed\)$",
+            rf"^{c}: \d patients? with bags at both timepoints; "
+            r"not evaluated \(at least 3 are needed\)$",
             said,
             re.M,
         )
@@ -924,7 +960,7 @@ def entry(value):
 def header(*numbers):
     def change(t):
         lines = t.split("\n")
-        i = next(i for i, l in enumerate(lines) if not l.startswith("%"))
+        i = next(i for i, line in enumerate(lines) if not line.startswith("%"))
         old = lines[i].split()
         lines[i] = " ".join(str(o if n is None else n) for o, n in zip(old, numbers))
         return "\n".join(lines)
@@ -1207,7 +1243,7 @@ def test_audit_of_scanpy_columns(finished, cohort, tmp_path, capsys):
     for v in VERDICTS[3:6]:
         assert a.loc[v, "text"] == own.loc[v, "text"]  # what the run said of the same ranking
     assert said.strip() == "no verdict against it" or all(
-        l.startswith("REL_vs_DX, r: ") for l in said.splitlines()
+        line.startswith("REL_vs_DX, r: ") for line in said.splitlines()
     )
 
 
@@ -1288,7 +1324,8 @@ def test_simulate(tiny, tmp_path, capsys):
 
 
 def on_a_terminal(*args, stdout=subprocess.DEVNULL, **env):
-    "Run the command with a terminal as its standard error: (exit code, what the terminal showed, peak memory in GiB, seconds)."
+    """Run the command with a terminal as its standard error: (exit code, what the terminal showed,
+    peak memory in GiB, seconds)."""
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, 100))
     base = {
@@ -1328,7 +1365,7 @@ def test_progress_on_a_terminal(cohort, tmp_path):
     code, shown, _, _ = on_a_terminal("run", cohort, *QUICK, "--out", tmp_path / "out")
     assert (
         code == 0
-        and "REL_vs_DX/logistic: permuted libraries" in shown
+        and "REL_vs_DX/logistic: permuted samples" in shown
         and "100%" in shown
         and "evaluating held-out patients" in shown
     )
@@ -1347,7 +1384,8 @@ def test_progress_can_be_silenced(cohort, tmp_path):
 
 @pytest.mark.slow
 def test_demo(tmp_path):
-    "28 patients x 2,000 genes through the GEO reader, within 4 minutes and 4 GiB, with the planted drivers in its answer."
+    """28 patients x 2,000 genes through the GEO reader, within 4 minutes and 4 GiB, with the
+    planted drivers in its answer."""
     with open(tmp_path / "said", "w") as f:
         code, shown, memory, seconds = on_a_terminal("demo", "--out", tmp_path / "demo", stdout=f)
     print(f"demo: {seconds:.0f} s, {memory:.2f} GiB")
@@ -1363,8 +1401,8 @@ def test_demo(tmp_path):
     for model, one in table(run, "ranking.csv").query("contrast == 'REL_vs_DX'").groupby("model"):
         called = one.loc[one["q_value"] < 0.1, "gene"]
         assert (
-            f"  {model}: {called.isin(planted).sum()} of {len(planted)} planted drivers among {len(called)} genes at q < 0.1"
-            in said
+            f"  {model}: {called.isin(planted).sum()} of {len(planted)} planted drivers among "
+            f"{len(called)} genes at q < 0.1" in said
         )
         assert one["gene"].head(20).isin(planted).mean() > 10 * len(planted) / len(
             truth
@@ -1374,7 +1412,8 @@ def test_demo(tmp_path):
 
 
 def test_classical_models_and_network_rankings_are_audited_like_any_other(cohort, tmp_path):
-    "Bayesian ridge, NMF factors and changes of the gene network: accuracy where they predict, and a ranking, a null and an audit for each."
+    """Bayesian ridge, NMF factors and changes of the gene network: accuracy where they predict, and
+    a ranking, a null and an audit for each."""
     if importlib.util.find_spec("pybdm") is None:
         pytest.skip("network_bdm needs the extra bdm")
     names = ["bayesian_ridge", "nmf", "network_degree", "network_bdm", "network_pair"]
@@ -1405,3 +1444,57 @@ def test_classical_models_and_network_rankings_are_audited_like_any_other(cohort
     ].notna().all().all()
     assert (a.groupby("model")["verdict"].nunique() == a["verdict"].nunique()).all()
     assert {f"figures/volcano-{n}-REL_vs_DX.png" for n in names} <= set(tree(tmp_path / "out"))
+
+
+# ---- two at once, and one's own models
+
+
+def test_two_runs_at_once_in_one_folder(cohort, quick, tmp_path):
+    "One is refused, with a sentence that says so; the tables of the other are right."
+    out = tmp_path / "out"
+    args = [sys.executable, "-c", CODE, "run", cohort, "--out", out, *QUICK]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    how = {"cwd": ROOT, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    both = [subprocess.Popen(list(map(str, args)), text=True, **how) for _ in range(2)]
+    said = [run.communicate(timeout=300)[1] for run in both]
+    codes = [run.returncode for run in both]
+    assert sorted(codes) == [0, 2], said
+    refusal = said[codes.index(2)]
+    assert "in use by another process" in refusal or "not empty" in refusal
+    assert differing(out, quick) == []
+
+
+OWN = Path(__file__).parent / "own_models.py"
+
+
+def test_own_models_on_the_command_line(cohort, tmp_path):
+    "A network, a pipeline and a constant: in every table and figure, the report and its methods."
+    models = f"logistic,{OWN}:TinyGRU,{OWN}:PIPELINE,{OWN}:Constant,{OWN}:Position"
+    out = tmp_path / "out"
+    args = ["--timepoints", "DX,REL", "--models", models, "--nulls", 2]
+    succeed("run", cohort, "--out", out, *args)
+    own = {"TinyGRU", "standardscaler-logisticregression", "Constant", "Position"}
+    for name in ("evaluation", "predictions", "ranking", "audit", "stability", "gene_changes"):
+        assert own <= set(table(out, f"{name}.csv")["model"]), name
+    drawn = {p.stem for p in (out / "figures").iterdir()}
+    kinds = ("volcano", "null", "top_genes", "gene_times")
+    assert {f"{k}-{m}-REL_vs_DX" for k in kinds for m in own} <= drawn
+    page = (out / "report.html").read_text()
+    assert all(name in page for name in own)
+    checks = table(out, "audit.csv").set_index(["model", "verdict"])["holds"].map(str)
+    assert checks["Constant", "at chance"] == checks["Constant", "constant"] == "True"
+    accuracy = table(out, "evaluation.csv").query("metric == 'balanced_accuracy'")
+    assert (accuracy.loc[accuracy["model"].isin(["Constant", "Position"]), "value"] == 0.5).all()
+    compared = tmp_path / "compared"
+    more = ["--timepoints", "DX,REL", "--tasks", "state,forecast", "--models", f"{models},ridge"]
+    succeed("compare", cohort, "--out", compared, *more, "--store", out / "steps")
+    found = table(compared, "comparison.csv")
+    assert own <= set(found.loc[found["task"] == "state", "model"])
+    assert "TinyGRU" in set(found.loc[found["task"] == "forecast", "model"])
+    assert own & set(table(compared, "differences.csv")["model"]) == own
+
+
+def test_an_own_model_that_is_not_there(cohort, tmp_path, capsys):
+    args = ["run", cohort, "--out", tmp_path / "out", "--models"]
+    assert "TinyGRU" in refused(capsys, tmp_path, *args, f"{OWN}:TinyGRUs")
+    assert "no file" in refused(capsys, tmp_path, *args, "nowhere.py:Net")

@@ -1,4 +1,4 @@
-"One table for every model: the same patients for all, pieces by content, interrupted or not the same table, paired differences that are right."
+"One table for every model: the same patients, steps by content, paired differences."
 
 import itertools
 import json
@@ -16,34 +16,34 @@ from hypothesis import strategies as st
 from scipy import stats
 from tools import ROOT, python
 
-from longaml.core import module_stamp
 from longaml.datasets.cohort import simulate_cohort
 from longaml.datasets.writers import write_geo
+from longaml.experiment.comparison_figures import METRIC, plot_comparison
 from longaml.experiment.evaluation import (
-    CODE,
-    FLOORS_OF,
-    METRIC,
-    MODELS,
-    Pieces,
-    RankTokens,
-    call_recovery,
-    cohort_hash,
+    TASKS,
     compare,
     compared_models,
     comparison_lines,
-    driver_recovery,
     evaluate,
-    plot_comparison,
+    floors,
     run_comparison,
     signed_rank,
-    weights,
 )
+from longaml.experiment.recovery import call_recovery, driver_recovery
+from longaml.experiment.run import run_cohort
+from longaml.experiment.steps import cohort_hash
+from longaml.experiment.store import Store
+from longaml.models.contract import n_parameters
+from longaml.models.rank_tokens import RankTokens
 from longaml.pp.preprocessing import bags, normalize, state_sets
 from longaml.tasks.forecast import evaluate_forecast
-from longaml.tasks.timepoint import FLOORS, TASKS, evaluate_state
+from longaml.tasks.timepoint import evaluate_state
 
 COLUMNS = "task contrast model patient metric value chance seconds parameters".split()
-DIFFERENCES = "task contrast metric model against role patients difference low high p_value q_value verdict".split()
+DIFFERENCES = (
+    "task contrast metric model against role patients difference low high p_value q_value verdict"
+).split()
+MODELS = {t: compared_models(t)[t] for t in TASKS}
 QUICK = dict(models="logistic,bayesian_ridge,ridge", tasks="state,forecast")
 FEW = settings(max_examples=40, deadline=None)
 
@@ -77,8 +77,11 @@ def finished(cohort, tmp_path_factory):
 
 
 def files(out):
+    "Every file as bytes; of `.lock` there is nothing to compare."
     return {
-        p.relative_to(out).as_posix(): p.read_bytes() for p in Path(out).rglob("*") if p.is_file()
+        p.relative_to(out).as_posix(): p.read_bytes()
+        for p in Path(out).rglob("*")
+        if p.is_file() and p.name != ".lock"
     }
 
 
@@ -91,20 +94,22 @@ def untimed(out):
 
 def test_files_and_columns(finished, cohort):
     out, result = finished
-    names = {k for k in files(out) if not k.startswith("pieces/")}
+    names = {k for k in files(out) if not k.startswith("steps/")}
     assert names == {
         "comparison.csv",
         "differences.csv",
         "figures/comparison-state.png",
         "figures/comparison-forecast.png",
         "run.json",
+        "steps.json",
+        "timings.json",
     }
     table, differences = pd.read_csv(out / "comparison.csv"), pd.read_csv(out / "differences.csv")
     assert list(table.columns) == COLUMNS and list(differences.columns) == DIFFERENCES
     assert set(zip(table["task"], table["model"])) == {
         (t, m) for t, ms in compared_models(QUICK["tasks"], QUICK["models"]).items() for m in ms
     }
-    assert len(list((out / "pieces").iterdir())) == len(
+    assert len(list((out / "steps").rglob("*.npz"))) == len(
         table.drop_duplicates(["task", "contrast", "model"])
     )
     m = json.loads((out / "run.json").read_text())
@@ -117,7 +122,7 @@ def test_files_and_columns(finished, cohort):
 
 def test_every_model_is_judged_on_the_same_patients(finished):
     t = finished[1]["comparison"]
-    for (task, _), rows in t[t["metric"].isin(METRIC.values())].groupby(["task", "contrast"]):
+    for _, rows in t[t["metric"].isin(METRIC.values())].groupby(["task", "contrast"]):
         assert rows.groupby("model")["patient"].agg(lambda p: tuple(sorted(p))).nunique() == 1
         assert not rows.duplicated(["model", "patient"]).any()
     floors = t[
@@ -127,7 +132,8 @@ def test_every_model_is_judged_on_the_same_patients(finished):
 
 
 def test_the_values_are_those_of_the_other_commands(adata, finished):
-    "The same folds, bags and genes as la.tasks.timepoint.evaluate_state and la.tasks.forecast.evaluate_forecast."
+    """The same folds, bags and genes as la.tasks.timepoint.evaluate_state and
+    la.tasks.forecast.evaluate_forecast."""
     t, bagged = finished[1]["comparison"], bags(adata)
     want = evaluate_state(bagged, ("DX", "REL"), models=["logistic", "bayesian_ridge"])
     have = t[t["task"] == "state"]
@@ -135,7 +141,7 @@ def test_the_values_are_those_of_the_other_commands(adata, finished):
     pd.testing.assert_series_equal(
         have.set_index(key)["value"].sort_index(), want.set_index(key)["value"].sort_index()
     )
-    want = evaluate_forecast(bagged, "REL", networks=())["evaluation"]
+    want = evaluate_forecast(bagged, "REL", networks=()).evaluation
     have = t[t["task"] == "forecast"]
     np.testing.assert_allclose(
         have.set_index(key)["value"].sort_index(),
@@ -184,12 +190,13 @@ run_comparison(cohort, out, models="logistic,bayesian_ridge,ridge", tasks="state
 
 @pytest.mark.parametrize("n", [2, 6])
 def test_killed_and_repeated(n, finished, cohort, tmp_path):
-    "SIGKILL while the n-th piece is put in its place: those before are kept with their seconds, and the table is that of an uninterrupted call."
+    """SIGKILL while the n-th piece is put in its place: those before are kept with their seconds,
+    and the table is that of an uninterrupted call."""
     out = tmp_path / "out"
     killed = python("-c", KILLED, cohort, out, n, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     left = {
-        k: v for k, v in files(out).items() if k.startswith("pieces/") and not k.endswith(".part")
+        k: v for k, v in files(out).items() if k.startswith("steps/") and not k.endswith(".part")
     }
     assert (
         len(left) == n - 1
@@ -210,7 +217,7 @@ def test_killed_and_repeated(n, finished, cohort, tmp_path):
 
 
 def test_one_model_more_computes_that_one(adata, tmp_path):
-    keep = Pieces(tmp_path)
+    keep = Store(tmp_path)
     first = evaluate(adata, models="logistic", tasks="state", out=keep)
     assert keep.computed == 4
     more = evaluate(adata, models="logistic,nmf", tasks="state", out=keep)
@@ -222,7 +229,7 @@ def test_one_model_more_computes_that_one(adata, tmp_path):
 
 
 def test_another_cohort_computes_everything(adata, tmp_path):
-    keep, other = Pieces(tmp_path), adata.copy()
+    keep, other = Store(tmp_path), adata.copy()
     other.X.data[0] += 1
     for a in (adata, other, adata):
         evaluate(a, models="majority", tasks="state", out=keep)
@@ -231,7 +238,7 @@ def test_another_cohort_computes_everything(adata, tmp_path):
 
 def test_a_damaged_piece_is_computed_again(adata, tmp_path, caplog):
     first = evaluate(adata, models="logistic", tasks="state", out=tmp_path)
-    whole = max(tmp_path.iterdir(), key=lambda p: p.stat().st_mtime)
+    whole = max(tmp_path.rglob("*.npz"), key=lambda p: p.stat().st_mtime)
     whole.write_bytes(whole.read_bytes()[:60])
     with caplog.at_level(logging.WARNING, "longaml"):
         again = evaluate(adata, models="logistic", tasks="state", out=tmp_path)
@@ -270,21 +277,34 @@ def test_the_hash_of_a_cohort(adata):
     )
 
 
-def test_the_code_of_a_piece_is_in_its_key():
-    assert module_stamp(*CODE).startswith("modules baselines comparison.evaluate")
-    needed = (ROOT / "longaml" / "comparison.py").read_text()
-    for name in ("_state_piece", "_change_piece", "class RankTokens"):
-        assert name in needed
+def test_run_and_compare_share_steps(cohort, finished, tmp_path):
+    """In one folder, or with one store: what one has computed the other finds; each keeps its
+    tables."""
+    out = tmp_path / "out"
+    run_cohort(cohort, out, models=["logistic"], nulls=2, store=tmp_path / "store")
+    alone = files(out)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*.npz")}
+    result = run_comparison(cohort, out, models="logistic", tasks="state", store=tmp_path / "store")
+    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*.npz")}
+    assert before == after  # nothing was computed
+    theirs = finished[1]["comparison"].query("task == 'state' and model != 'bayesian_ridge'")
+    have = result["comparison"].drop(columns="seconds").reset_index(drop=True)
+    assert have.equals(theirs.drop(columns="seconds").reset_index(drop=True))
+    changed = {k for k, v in alone.items() if files(out)[k] != v}
+    assert changed <= {"steps.json", "timings.json"}
+    assert json.loads((out / "compare.json").read_text())["command"] == "compare"
+    assert json.loads((out / "run.json").read_text())["command"] == "run"
+    again = tmp_path / "again"
+    run_cohort(cohort, again, models=["logistic"], nulls=2, store=tmp_path / "store")
+    tables = [k for k in alone if k.endswith((".csv", ".png"))]
+    assert {k: files(again)[k] for k in tables} == {k: alone[k] for k in tables}
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*.npz")}
 
 
 def test_another_run_is_not_overwritten(cohort, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text('{"command": "run"}')
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     before = files(tmp_path)
-    with pytest.raises(FileExistsError, match="results of longaml run"):
-        run_comparison(cohort, tmp_path / "run")
     with pytest.raises(ValueError, match="notes.txt but no run.json"):
         run_comparison(cohort, tmp_path / "mine")
     with pytest.raises(ValueError, match="Did you mean 'logistic'"):
@@ -337,9 +357,8 @@ def test_wrong_questions(adata, given, said):
 
 def test_floors_are_always_there():
     for task in TASKS:
-        assert set(FLOORS_OF[task]) <= set(
-            compared_models(task, [MODELS[task][-1]])[task]
-        ) and list(MODELS[task])[:3] == list(FLOORS_OF[task])
+        chosen = compared_models(task, [MODELS[task][-1]])[task]
+        assert set(floors(task)) <= set(chosen) and MODELS[task][:3] == list(floors(task))
 
 
 # ---- paired differences
@@ -403,7 +422,7 @@ def test_differences_by_hand():
         d.loc[("nmf", "logistic"), "verdict"] == "loses to"
         and d.loc[("logistic", "technical"), "verdict"] == "beats"
     )
-    for other, part in d.groupby(level=1):
+    for _, part in d.groupby(level=1):
         np.testing.assert_allclose(part["q_value"], stats.false_discovery_control(part["p_value"]))
 
 
@@ -411,7 +430,7 @@ def test_differences_by_hand():
 @FEW
 def test_the_order_of_rows_does_not_matter(seed):
     rng = np.random.default_rng(seed)
-    t = made({m: rng.uniform(size=7).round(1) for m in (*FLOORS, "logistic", "nmf")})
+    t = made({m: rng.uniform(size=7).round(1) for m in (*floors("state"), "logistic", "nmf")})
     a, b = compare(t), compare(t.sample(frac=1, random_state=seed % 2**31))
     key = ["model", "against"]
     pd.testing.assert_frame_equal(
@@ -460,7 +479,7 @@ def test_rank_tokens_read_the_order_of_genes_above_the_mean(adata):
         model.predict_proba(replace(sets, x=3 * sets.x)), p, atol=1e-6
     )  # how far does not matter
     tokens = model._tokens(sets, sets.mask).tokens
-    assert tokens.shape == (sets.mask.sum(), 21) and weights(model) == sum(
+    assert tokens.shape == (sets.mask.sum(), 21) and n_parameters(model) == sum(
         w.numel() for w in model.fitted.model.parameters()
     )
     assert set(model.fitted.seen) == set(sets.patients)
@@ -515,7 +534,8 @@ def test_the_figure_draws_every_task(finished):
 
 
 def test_glioblastoma_by_one_call(shared_data, tmp_path):
-    "Five patients, control and panobinostat: every model of the state task; too few patients for a forecast or a test, and it says so."
+    """Five patients, control and panobinostat: every model of the state task; too few patients for
+    a forecast or a test, and it says so."""
     read = dict(
         patient_key="patient_id", timepoint_key="condition", timepoints=["ctrl", "panobinostat"]
     )
@@ -533,7 +553,7 @@ def test_glioblastoma_by_one_call(shared_data, tmp_path):
         and "forecast, panobinostat: not evaluated (5 patients" in result["summary"]
     )
     before = files(tmp_path / "out")
-    for p in sorted((tmp_path / "out" / "pieces").iterdir())[::3]:
+    for p in sorted((tmp_path / "out" / "steps").rglob("*.npz"))[::3]:
         p.unlink()
     table = untimed(tmp_path / "out")
     run_comparison(shared_data / "glioblastoma_panobinostat.h5ad", tmp_path / "out", read=read)

@@ -1,4 +1,6 @@
-"Forecast and impute: nothing of a held-out patient leaks into its prediction, baselines are what they say, and the command fills its tables."
+"""Forecast and impute: nothing of a held-out patient leaks into its prediction, baselines are
+what they say, and the command fills its tables.
+"""
 
 import json
 from dataclasses import replace
@@ -23,8 +25,11 @@ QUICK = Training(epochs=2, device="cpu")
 
 
 def made(seed=0, patients=8, rows=3, times=3, genes=12, task="forecast"):
-    "Forecasts by hand: two lineages, some earlier visits missing, the last (forecast) or the middle (impute) timepoint asked for."
-    r, n = rng_for(seed, "made"), patients * rows
+    """Forecasts by hand: two lineages, some earlier visits missing, the last (forecast) or the
+    middle (impute) timepoint asked for.
+    """
+    r = rng_for(seed, "made")
+    n = patients * rows
     who = np.repeat([f"P{i}" for i in range(patients)], rows)
     at = times - 1 if task == "forecast" else times // 2
     mask = r.random((n, times)) < 0.7
@@ -82,13 +87,13 @@ SMALL = st.builds(
 @given(SMALL, SEEDS)
 def test_a_held_out_target_is_not_seen(name, f, seed):
     "Whatever the change of a patient was, its own prediction stays the same to the last bit."
-    folds = la.models.forecasters.forecast_folds(f.patients)
+    folds = la.tasks.forecast.forecast_folds(f.patients)
     held = np.isin(f.patients, folds[0])
     other = replace(
         f, change=np.where(held[:, None], 100 * rng_for(seed).normal(size=f.change.shape), f.change)
     )
     a, b = (
-        la.models.forecasters.held_out_changes(MODELS[name], g, folds[:1])[held] for g in (f, other)
+        la.tasks.forecast.held_out_changes(MODELS[name], g, folds[:1])[held] for g in (f, other)
     )
     np.testing.assert_array_equal(a, b)
 
@@ -159,7 +164,9 @@ def test_an_exchange_moves_inputs_of_one_patient_to_one_other(f, seed):
 
 
 def test_the_exchange_test_is_uniform_without_signal():
-    "Random cross-gene parts that know nothing: p-values of 300 cohorts are spread evenly (Kolmogorov-Smirnov)."
+    """Random cross-gene parts that know nothing: p-values of 300 cohorts are spread evenly
+    (Kolmogorov-Smirnov).
+    """
     from scipy.stats import kstest
 
     out = []
@@ -167,14 +174,14 @@ def test_the_exchange_test_is_uniform_without_signal():
         f = made(seed, patients=12, rows=2)
         own = np.zeros_like(f.change)
         out.append(
-            la.models.forecasters.cross_gene_test(
+            la.tasks.forecast.cross_gene_test(
                 f,
                 own,
                 rng_for(seed, "part").normal(size=own.shape),
-                la.models.forecasters.forecast_folds(f.patients),
+                la.tasks.forecast.forecast_folds(f.patients),
                 n=99,
                 seed=seed,
-            )["p_value"]
+            ).p_value
         )
     assert kstest(np.array(out) - rng_for(0).random(300) / 100, "uniform").pvalue > 1e-3
 
@@ -186,7 +193,9 @@ def test_networks_of_the_state_task_are_at_chance_without_signal(name):
         la.pp.bags(la.datasets.simulate_cohort("null", seed=1, n_patients=12), max_bags=2),
         ("DX", "REL"),
     )
-    names, folds, p = np.unique(sets.patients), la.pp.patient_folds(sets.patients, n_folds=2), []
+    names = np.unique(sets.patients)
+    folds = la.pp.patient_folds(sets.patients, n_folds=2)
+    p = []
     labels = [
         np.where(
             (rng_for(s, "swap").random(len(names)) < 0.5)[np.searchsorted(names, sets.patients)][
@@ -319,27 +328,24 @@ def test_a_task_that_is_not_there(cohort, tmp_path, capsys):
     assert "Did you mean 'forecast'?" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_a_failed_fit_is_not_taken_for_too_few_patients(tmp_path, monkeypatch):
+def test_a_failed_fit_is_not_taken_for_too_few_patients(monkeypatch):
     "Too few patients are a line in the summary; a loss that becomes infinite ends the run."
-    from longaml.experiment.store import Run
-    from longaml.tasks import forecast as fe
+    from longaml.experiment import forecast_steps
+    from longaml.experiment.steps import CohortSteps, Fitting
 
     def fails(*a, **k):
         raise ValueError("the loss became nan in epoch 1")
 
-    monkeypatch.setattr(fe, "evaluate_forecast", fails)
+    monkeypatch.setattr(forecast_steps, "find_change", fails)
 
     def go(n):
-        return fe.run_forecasts(
-            la.datasets.simulate_cohort(
-                "two_timepoints", seed=0, n_patients=n, n_genes=200, n_drivers=6, n_cells=80
-            ),
-            Run(tmp_path / str(n), command="run", params={}, inputs=[], seed=0),
-            networks=(),
-            nulls=1,
+        cohort = la.datasets.simulate_cohort(
+            "two_timepoints", seed=0, n_patients=n, n_genes=200, n_drivers=6, n_cells=80
         )
+        steps = CohortSteps(cohort, Fitting(), None)
+        return forecast_steps.find_ordered(["forecast"], steps, [], None, nulls=1)
 
-    assert "at least 6 are needed" in go(3)["lines"][0]
+    assert "at least 6 are needed" in go(3).lines[0]
     with pytest.raises(ValueError, match="loss became nan"):
         go(8)
 

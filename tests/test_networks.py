@@ -1,4 +1,4 @@
-"Correlation networks and block decomposition: equal to scipy and to pybdm, nulls that hold, malformed input, and the run."
+"Correlation networks and block decomposition: equal to scipy and pybdm, nulls that hold, the run."
 
 import gzip
 import importlib.metadata
@@ -213,7 +213,7 @@ def arrays(case):
     "case", REFERENCE["cases"], ids=lambda c: f"{len(c['matrix'])}x{len(c['matrix'][0])}"
 )
 def test_block_decomposition_is_pybdms(case):
-    "Values, nodes set to zero, nodes taken out, single entries: all as pybdm gave them (tests/make_bdm_reference.py)."
+    "Values, nodes and single entries deleted: all as pybdm gave them (make_bdm_reference.py)."
     m = arrays(case)
     for rule, want in case["values"].items():
         assert bd.bdm(m, size=int(rule[-1]), boundary=rule[:-2]) == pytest.approx(want, abs=1e-8)
@@ -343,7 +343,8 @@ def test_a_table_with_code_is_refused(payload):
 def test_pybdm_is_never_imported():
     done = python(
         "-c",
-        "import sys, numpy as np; from longaml.tl.block_decomposition import bdm; bdm(np.eye(8, dtype=int)); assert not [m for m in sys.modules if m.startswith('pybdm')]",
+        "import sys, numpy as np; from longaml.tl.block_decomposition import bdm; "
+        "bdm(np.eye(8, dtype=int)); assert not [m for m in sys.modules if m.startswith('pybdm')]",
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
@@ -409,7 +410,7 @@ def cohort():
 )
 @pytest.mark.parametrize("kind", ["bags", "profiles"])
 def test_a_scorer_depends_on_the_assignment_alone(cohort, by, kind):
-    "Relabelling the data is the same as passing the assignment: for libraries within patients, and with patients left out."
+    "Relabelling the data is the same as passing the assignment, with patients left out too."
     data = (
         bags(cohort, bag_size=5, max_bags=4)
         if kind == "bags"

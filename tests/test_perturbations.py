@@ -21,7 +21,7 @@ from tools import ROOT, python
 import longaml as la
 from longaml.cli import main
 from longaml.core import rng_for
-from longaml.models.contract import specs
+from longaml.models.contract import fresh, names, spec, specs
 from longaml.models.lgem import LGEMConfig, solve_lgem
 from longaml.models.perturbation import (
     PerturbationConfig,
@@ -75,7 +75,8 @@ def learn(screen):
 def test_a_held_out_change_is_not_seen(name, learn, seed):
     "Whatever a held-out perturbation did, its own prediction stays the same to the last bit."
     fold = perturbation_folds(learn.obs_names, seed=seed % 7)[0]
-    other, held = learn.copy(), np.isin(learn.obs_names, list(fold.test))
+    other = learn.copy()
+    held = np.isin(learn.obs_names, list(fold.test))
     for layer in other.layers:
         other.layers[layer][held] = 100 * rng_for(seed).normal(size=(held.sum(), learn.n_vars))
     a, b = (held_out_responses(PREDICTORS[name], x, [fold])[0] for x in (learn, other))
@@ -93,7 +94,9 @@ def quick(**options):
 def test_cross_attention_never_meets_a_held_out_cell(screen, learn, seed):
     "Counts and changes of what is held out may be anything: the same predictions to the last bit."
     fold = perturbation_folds(learn.obs_names, seed=seed % 7)[0]
-    spoilt, other, held = screen.copy(), learn.copy(), np.isin(learn.obs_names, list(fold.test))
+    spoilt = screen.copy()
+    other = learn.copy()
+    held = np.isin(learn.obs_names, list(fold.test))
     rows = screen.obs["perturbation"].isin(list(fold.test)).to_numpy()
     X = spoilt.X.toarray()
     X[rows] = rng_for(seed).poisson(5, X[rows].shape)
@@ -164,6 +167,32 @@ def test_cross_attention_knows_whom_it_does_not_know(screen, learn, tmp_path):
         quick(missing="error").fit(learn, screen).predict([f"{read}+NOBODY"])
     restored = la.models.load(la.models.save(model.fitted, tmp_path / "cross.pt"))
     np.testing.assert_array_equal(restored.predict(model.pairs), model.fitted.predict(model.pairs))
+
+
+QUICK = {"cross_attention": {"epochs": 1, "max_bags": 1, "width": 8, "device": "cpu"}}
+
+
+@pytest.mark.parametrize("name", names("perturbation"))
+def test_every_registered_predictor_keeps_the_contract(name, screen, learn):
+    "Predictions of the right shape, the same from the same seed, whatever was fitted before."
+    model = spec(name, "perturbation")
+    fold = perturbation_folds(learn.obs_names, genes=learn.var_names)[0]
+    asked = list(fold.test)
+
+    def predicted(unfitted):
+        return unfitted.fit(learn[fold.train].copy(), screen, seed=3).predict(asked)
+
+    made = model.make(**QUICK.get(name, {}))
+    before = repr(made)
+    again = fresh(made)
+    table = predicted(made)
+    assert repr(again) == before
+    assert list(table.index) == asked
+    assert list(table.columns) == list(learn.var_names)
+    assert np.isfinite(table.to_numpy()).all()
+    pd.testing.assert_frame_equal(table, predicted(again))
+    assert made.flagged(asked).shape == (len(asked),)
+    assert model.title and model.sentence and model.citation
 
 
 @pytest.mark.parametrize(
@@ -302,7 +331,8 @@ def test_folds_hold_genes_out(seed, n_folds):
 def test_pseudobulk_does_not_care_about_the_order_of_cells(screen, seed):
     "Control draws differ, so changes differ by noise only; what has no draws is the same."
     moved = screen[rng_for(seed).permutation(screen.n_obs)].copy()
-    a, b = la.pp.pseudobulk_perturbations(screen), la.pp.pseudobulk_perturbations(moved)
+    a = la.pp.pseudobulk_perturbations(screen)
+    b = la.pp.pseudobulk_perturbations(moved)
     assert list(a.obs_names) == list(b.obs_names)
     np.testing.assert_allclose(a.layers["z"], b.layers["z"], atol=1e-8)
     np.testing.assert_allclose(a.var["control"], b.var["control"], atol=1e-5)
@@ -381,8 +411,8 @@ FAULTS = {
     "negative": "values below zero are scaled",
     "fractional": "fractional counts",
     "nan": "missing or infinite",
-    "one perturbation": "one perturbation beside the control",
-    "only control": "no perturbation beside the control",
+    "one perturbation": "one perturbation next to the control",
+    "only control": "no perturbation next to the control",
     "no control": "no cell has the control label 'control'",
     "no column": "no perturbation column 'perturbation'",
     "empty member": "'REG1+' has an empty member",
@@ -401,7 +431,8 @@ def test_a_wrong_screen_is_refused(how, screen):
     "how", [f for f in FAULTS if f != "repeated genes"]
 )  # which the format's own reader tells of first
 def test_the_command_refuses_it_in_one_line_and_leaves_nothing(how, screen, tmp_path, capsys):
-    path, out = tmp_path / "screen.h5ad", tmp_path / "out"
+    path = tmp_path / "screen.h5ad"
+    out = tmp_path / "out"
     SPOILED[how](screen).write_h5ad(path)
     assert main(["perturb", str(path), "--out", str(out), "--models", "mean"]) == 2
     err = capsys.readouterr().err
@@ -513,7 +544,8 @@ def test_the_command_fills_its_tables(run, screen):
 
 def test_scores_can_be_had_again_from_the_predictions(run):
     "evaluation.csv says what predictions.h5ad holds."
-    table, p = pd.read_csv(run / "evaluation.csv"), ad.read_h5ad(run / "predictions.h5ad")
+    table = pd.read_csv(run / "evaluation.csv")
+    p = ad.read_h5ad(run / "predictions.h5ad")
     rows = p[((p.obs["model"] == "lgem") & (p.obs["split"] == "single")).to_numpy()]
     said = table.query("model == 'lgem' and split == 'single' and metric == 'l2'").set_index(
         "perturbation"
@@ -525,7 +557,8 @@ def test_scores_can_be_had_again_from_the_predictions(run):
 def test_same_seed_same_bytes_and_another_seed_differs(run, path, tmp_path):
     again = tmp_path / "again"
     assert main(["perturb", str(path), *ARGS, "--out", str(again)]) == 0
-    a, b = files(run), files(again)
+    a = files(run)
+    b = files(again)
     assert a.keys() == b.keys()
     assert [
         k for k in a if a[k] != b[k] and k not in ("timings.json", "run.json", "predictions.h5ad")
@@ -600,7 +633,8 @@ def test_the_benchmark_agrees_with_itself():
     assert done.stdout.count("times less time") == 2
 
 
-INTERFERON, KNOWN = ["STAT1", "IFNGR1", "IFNGR2", "JAK2"], ["STAT1", "PSMB9", "UBE2L6"]
+INTERFERON = ["STAT1", "IFNGR1", "IFNGR2", "JAK2"]
+KNOWN = ["STAT1", "PSMB9", "UBE2L6"]
 READ_OUT = ["STAT1", "STAT2", "STAT3", "JAK2", "IFNGR2", "NFKBIA", "CMTM6", "UBE2L6", "TNFRSF14"]
 
 
@@ -651,7 +685,8 @@ def test_thp1_leave_one_out_covers_what_is_read_out(thp1):
 @pytest.mark.slow
 def test_thp1_by_the_command_with_every_model(shared_data, thp1, tmp_path):
     "Real data, the default models: tables for both kinds of split."
-    path, out = tmp_path / "thp1.h5ad", tmp_path / "out"
+    path = tmp_path / "thp1.h5ad"
+    out = tmp_path / "out"
     thp1.write_h5ad(path)
     assert main(["perturb", str(path), "--control", "non-targeting", "--out", str(out)]) == 0
     table = pd.read_csv(out / "comparison.csv")

@@ -17,7 +17,8 @@ from longaml.experiment.results import checksum, load_result, save_result
 from longaml.experiment.store import Run, Store, code_hash
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(longaml.__file__).parents[1])}
-# the process kills itself at the n-th call of one of the functions through which a run touches the disk, before it, or half-way through a write
+# the process kills itself at the n-th call of one of the functions through which a run touches the
+# disk, before it, or half-way through a write
 SCRIPT = """
 import os, signal, sys
 import numpy as np, pandas as pd
@@ -38,9 +39,14 @@ if where == "rename": longaml.core.os.replace = die_at(os.replace)
 if where == "write": np.savez = die_at(np.savez, half=True)
 if where == "work": rng_for = die_at(rng_for)
 run = runs.Run(out, command="run", params={"nulls": 4}, seed=1, resume=True)
-score = run.step("score", lambda: pd.DataFrame({"gene": [f"G{i}" for i in range(50)], "score": rng_for(1, "score").normal(size=50)}))
-null = [run.step(f"null/{b}", lambda: {"scores": rng_for(1, "null", b).normal(size=50)})["scores"] for b in range(4)]
-run.table("ranking.csv", score.assign(p_value=(1 + sum(n >= score["score"].to_numpy() for n in null)) / 5))
+genes = [f"G{i}" for i in range(50)]
+draw = lambda *name: rng_for(1, *name).normal(size=50)
+score = run.step("score", lambda: pd.DataFrame({"gene": genes, "score": draw("score")}))
+null = [
+    run.step(f"null/{b}", lambda: {"scores": draw("null", b)})["scores"] for b in range(4)
+]
+above = sum(n >= score["score"].to_numpy() for n in null)
+run.table("ranking.csv", score.assign(p_value=(1 + above) / 5))
 run.table("evaluation.csv", score.head(3))
 run.finish()
 """
@@ -198,7 +204,8 @@ def test_a_file_in_the_way(tmp_path, place):
 
 
 def test_unwritable(tmp_path):
-    "A folder without write permission; root may write anywhere, so it tries a place where nobody may."
+    """A folder without write permission; root may write anywhere, so it tries a place where nobody
+    may."""
     parent = tmp_path / "locked"
     parent.mkdir()
     parent.chmod(0o500)
@@ -407,7 +414,8 @@ with Run(sys.argv[1], command="run", params={}, resume=True) as run:
 
 
 def test_a_second_process_is_refused(tmp_path):
-    "While one process writes, another gets a clear message and changes nothing; then the first one ends as it would have."
+    """While one process writes, another gets a clear message and changes nothing; then the first
+    one ends as it would have."""
     out = tmp_path / "out"
     first = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(out)],
@@ -493,7 +501,8 @@ def test_a_store_without_a_folder_keeps_nothing(tmp_path):
 
 
 def test_the_code_of_a_result_is_what_it_needs(tmp_path, monkeypatch):
-    "A module that is imported, directly or not, changes the hash; a comment, or another module, does not."
+    """A module that is imported, directly or not, changes the hash; a comment, or another module,
+    does not."""
     import longaml.experiment.store as store
 
     package = tmp_path / "longaml"

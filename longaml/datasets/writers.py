@@ -13,11 +13,11 @@ import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
 
 from longaml.core import (
     AML_TIMEPOINTS,
@@ -34,9 +34,6 @@ from longaml.core import (
     progress,
     rng_for,
 )
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 # %% ../../nbs/datasets/02_writers.ipynb #c6698c21
 GEO_TRAPS = {
@@ -262,7 +259,7 @@ def _cohort_files(adata, traps, seed):
 
 # %% ../../nbs/datasets/02_writers.ipynb #c2c05deb
 def write_geo(
-    adata: "AnnData",  # a cohort with raw counts
+    adata: AnnData,  # a cohort with raw counts
     dest: str | Path,  # a folder; with `tar=True` a .tar, or the folder for GSE235063_RAW.tar
     *,
     tar: bool = False,  # True: one tar, as GEO serves it

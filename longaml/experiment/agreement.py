@@ -66,7 +66,7 @@ def same_permutations(
 class Agreement:
     "How far two lists of scores agree."
 
-    correlation: float  # Spearman's; nan where all scores of a list are equal
+    correlation: float  # Spearman's; nan where all scores of a list are equal, or there is none
     shared: float  # genes in both top lists; nan likewise
 
 
@@ -78,7 +78,7 @@ def agreement_of(
     "Spearman's correlation of two scores, and how many of the k largest they share."
     from scipy.stats import spearmanr
 
-    if np.ptp(x) < 1e-12 or np.ptp(y) < 1e-12:
+    if not len(x) or np.ptp(x) < 1e-12 or np.ptp(y) < 1e-12:
         return Agreement(np.nan, np.nan)
     top = [set(np.argsort(-scores, kind="stable")[:k]) for scores in (x, y)]
     return Agreement(float(spearmanr(x, y).statistic), len(top[0] & top[1]))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASELINE_WORDS', 'CHECK_WORDS', 'BOXES', 'FORECAST_WORDS', 'listed', 'template_text', 'templates', 'paragraphs',
-           'specs_of', 'cited', 'named', 'Finding', 'findings', 'Glance', 'at_a_glance', 'Plain', 'cohort_words',
-           'tasks_of', 'inputs_of', 'references', 'methods']
+           'specs_of', 'cited', 'named', 'compared_models', 'Finding', 'findings', 'Glance', 'at_a_glance', 'Plain',
+           'cohort_words', 'tasks_of', 'inputs_of', 'references', 'methods']
 
 # %% ../../nbs/experiment/62_report_text.ipynb #fdbda38f
 import html
@@ -115,13 +115,23 @@ def named(
     spec: ModelSpec,  # a model
 ) -> str:  # such as "Bayesian ridge regression (MacKay, 1992)"
     "A model as the methods section names it."
-    if "(" in spec.title:  # the label says it all
-        return spec.title
     notes = [cited(spec.citation)]
     if spec.kind == "ranking":
-        notes.append("it ranks genes and predicts nothing")
+        notes.append("ranks genes, predicts nothing")
     inside = "; ".join(note for note in notes if note)
     return f"{spec.title} ({inside})" if inside else spec.title
+
+
+def compared_models(
+    models: Iterable[str],  # names, such as those of a run
+) -> list[str]:
+    "The models of a run that read genes, in words; the user's own by their names."
+    known = {spec.name: spec for spec in specs("state")}
+    return [
+        named(known[m]) if m in known else str(m)
+        for m in models
+        if m not in known or known[m].kind != "baseline"
+    ]
 
 # %% ../../nbs/experiment/62_report_text.ipynb #a5255973
 class Finding(NamedTuple):
@@ -450,6 +460,7 @@ def methods(
             cohort=None if whole is None else visits_of(whole),
             tasks=tasks,
             models=models,
+            compared=compared_models(params["models"]),
             networks=_networks(run),
             training=params.get("networks"),
             nulls=params["nulls"],

@@ -186,7 +186,7 @@ def save_result(
     "Write a step's result to one file, whole or not at all."
     arrays: list[np.ndarray] = []
     tree = json.dumps(pack(value, arrays)).encode()
-    named = {f"a{i}": a for i, a in enumerate(arrays)}
+    named: dict[str, Any] = {f"a{i}": a for i, a in enumerate(arrays)}
     with atomic_path(path) as tmp, open(tmp, "wb") as f:
         np.savez(f, tree=np.frombuffer(tree, "uint8"), **named)
 

@@ -109,6 +109,9 @@ def plain(
     )
 
 
+Step = Callable[[str, Callable[[], Any]], Any]  # (name, work) -> the result of the work
+
+
 @dataclass(frozen=True)
 class Address:
     "What a result is made from."
@@ -168,6 +171,18 @@ class Store:
         save_result(path, entry)
         return load_result(path)["value"]
 
+    def shared(
+        self,
+        *,
+        code: str,  # from code_hash
+        inputs: Any,  # what is read, such as the hash of a cohort
+        params: dict,  # what else decides the results
+        seed: int = 0,  # the user's seed
+    ) -> Step:  # (name, work) -> result
+        "Steps with the address that a run's `shared` gives them."
+        params = plain(params)
+        return lambda name, work: self.get(Address(name, code, inputs, params, seed), work)
+
     def _read(self, path, address):
         "The entry of an address; None where there is none, or none that can be read."
         try:
@@ -190,9 +205,6 @@ class Store:
         return kept
 
 # %% ../../nbs/experiment/60_store.ipynb #a80d41f5
-Step = Callable[[str, Callable[[], Any]], Any]  # (name, work) -> the result of the work
-
-
 def _write_json(path: Path, value: Any) -> None:
     with atomic_path(path) as tmp:
         tmp.write_text(json.dumps(value, indent=2) + "\n")

@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from .linear_tokens import linear_words, split_tokens, start_linear, token_segments
 from torch import nn
 
 from ..core import check_choice, listing
 from . import contract
 from .checkpoints import load
+from .linear_tokens import linear_words, split_tokens, start_linear, token_segments
 from .scbmlp import class_loss
 from .training import Fitted, Training, fit
 from .transformer import Block
@@ -375,7 +375,7 @@ def celltype_tokens(
         before = previous_bags(adata, bag_size=kept["bag_size"], seed=fitted.seed)
     return token_data(
         adata,
-        Vocabulary(fitted.genes, kept["medians"]),
+        Vocabulary(fitted.genes or [], kept["medians"]),
         how,
         label_key=label_key,
         classes=fitted.timepoints,

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from torch import nn
 
 from ..core import rng_for
 from ..pp.tokens import MASK, SEP, SPECIAL
@@ -56,7 +55,7 @@ def linear_words(
 
 # %% ../../nbs/models/84_linear_tokens.ipynb #65968f36
 def start_linear(
-    net: nn.Module,  # CellTypeTransformer
+    net: Any,  # CellTypeTransformer
     batch: dict,  # "tokens", "y", "weight"
     weight: torch.Tensor,  # (n,) weights of the training rows, 0 elsewhere
     *,
@@ -82,10 +81,9 @@ def start_linear(
     if len(seen) == 2:  # one row for two classes: half of it for either
         coef = np.stack([-coef[0], coef[0]]) / 2
         bias = np.array([-1, 1]) * bias / 2
-    given = dict(dtype=torch.float32, device=weight.device)
     with torch.no_grad():
-        net.linear.weight[:, seen] = torch.as_tensor(coef.T, **given)
-        net.head[-1].bias[seen] = torch.as_tensor(bias, **given)
+        net.linear.weight[:, seen] = torch.as_tensor(coef.T).to(net.linear.weight)
+        net.head[-1].bias[seen] = torch.as_tensor(bias).to(net.linear.weight)
 
 
 def _linear_features(net, tokens):

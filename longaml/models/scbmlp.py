@@ -238,7 +238,7 @@ class _ScBMLP:
             raise ValueError(
                 f"this {type(self).__name__} is not trained; call fit(adata, ...) first"
             )
-        genes = list(self.fitted.genes)
+        genes = list(self.fitted.genes or [])
         if missing := [g for g in genes if g not in adata.var_names]:
             raise ValueError(
                 f"{len(missing)} of the {len(genes)} genes that this model reads are not in the "

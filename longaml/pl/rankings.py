@@ -281,7 +281,9 @@ def plot_audit(
     checks = list(rows["verdict"].unique())
     models = list(rows["model"].unique())
     height = 2.1 + 0.27 * len(models)
-    axes = panel_row(len(panels), ax, 0.6 + 0.3 * len(checks), height, sharey=True)
+    failed = list(audit.loc[whole, "verdict"])
+    size = dict(width=0.6 + 0.3 * len(checks), height=height, margin=3.2 if failed else 1.6)
+    axes = panel_row(len(panels), ax, **size, sharey=True)
     colours = ListedColormap([PALE, CLEAR, COLOURS["vermillion"]])
     mark: dict[str, Any] = dict(ha="center", va="center", fontsize=11, fontweight="bold")
     for a, (title, d) in zip(axes, panels.items()):
@@ -298,7 +300,7 @@ def plot_audit(
         slanted: dict[str, Any] = dict(rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
         a.set_xticks(a.get_xticks(), checks, **slanted)
         dress(a, title)
-    _checks_legend(axes[-1], list(audit.loc[whole, "verdict"]))
+    _checks_legend(axes[-1], failed)
     return one_or_figure(axes)
 
 # %% ../../nbs/pl/30_rankings.ipynb #093bde5c

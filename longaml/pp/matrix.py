@@ -14,11 +14,12 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
 
 from longaml.core import (
     COUNTS,
@@ -37,9 +38,6 @@ from longaml.pp.formats import (
     read_matrix,
     text_lines,
 )
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 # %% ../../nbs/pp/11_matrix.ipynb #c4856c12
 def value_kind(
@@ -129,7 +127,7 @@ def _refuse(adata, chosen: ChosenMatrix, at: int) -> NoReturn:
 
 
 def choose_matrix(
-    adata: "AnnData",  # any AnnData
+    adata: AnnData,  # any AnnData
     layer: str | None = None,  # the layer named by the user; None: counts where there are any
 ) -> ChosenMatrix:
     "The matrix to read: counts where there are any, else log-normalised values, else an error."

@@ -9,11 +9,12 @@ __all__ = ['TECHNICAL', 'normalize', 'variable_genes', 'is_bulk', 'thin', 'log_p
 # %% ../../nbs/pp/15_preprocessing.ipynb #08774d38
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
 
 from longaml.core import (
     ALL,
@@ -34,16 +35,12 @@ from longaml.core import (
     timepoints_of,
 )
 
-if TYPE_CHECKING:
-    from anndata import AnnData
-    from torch import Tensor
-
 # %% ../../nbs/pp/15_preprocessing.ipynb #2fb86696
 def normalize(
-    adata: "AnnData",  # a cohort with counts in `X`
+    adata: AnnData,  # a cohort with counts in `X`
     *,
     target_sum: float = 1e4,  # counts per cell after scaling
-) -> "AnnData":  # a copy: log1p values in `X`, raw counts in `layers["counts"]`
+) -> AnnData:  # a copy: log1p values in `X`, raw counts in `layers["counts"]`
     "Scale every cell to `target_sum` counts and take log1p, keeping the counts in a layer."
     import scanpy as sc
 
@@ -66,7 +63,7 @@ def normalize(
 
 # %% ../../nbs/pp/15_preprocessing.ipynb #a5a0c459
 def variable_genes(
-    adata: "AnnData",  # a normalised cohort
+    adata: AnnData,  # a normalised cohort
     *,
     patients: Iterable[str] | None = None,  # training patients; None: all of them
     n_top: int = 2000,  # genes to keep
@@ -99,7 +96,7 @@ def variable_genes(
 
 # %% ../../nbs/pp/15_preprocessing.ipynb #69ad5255
 def is_bulk(
-    adata: "AnnData",  # a cohort
+    adata: AnnData,  # a cohort
 ) -> bool:  # True: a bulk table rather than cells
     "Does each sample have one row?"
     return bool(adata.obs[SAMPLE].value_counts().max() == 1)
@@ -114,8 +111,6 @@ def _values(adata):
 
 def _sum_rows(adata, code, n):
     "AnnData of `n` sums of rows; `code` is the sum that a row goes to, -1 leaves it out."
-    import anndata
-
     used = np.flatnonzero(code >= 0)
     ones = np.ones(len(used), dtype=np.float32)
     pick = sp.csr_matrix((ones, (code[used], used)), shape=(n, adata.n_obs))
@@ -127,7 +122,7 @@ def _sum_rows(adata, code, n):
     first[code[used][::-1]] = used[::-1]
     keep = [k for k in (PATIENT, TIMEPOINT, SAMPLE, LINEAGE) if k in adata.obs]
     obs = adata.obs.iloc[first][keep].set_axis(pd.Index(range(n)).astype(str))
-    out = anndata.AnnData(sp.csr_matrix(sums), obs=obs, var=adata.var[[]].copy())
+    out = AnnData(sp.csr_matrix(sums), obs=obs, var=adata.var[[]].copy())
     out.uns[UNS] = {"input_kind": input_kind(adata)}
     out.obs["n_cells"] = cells
     return out
@@ -194,9 +189,7 @@ def _thinned(out, seed, name):
 
 def _one_lineage(adata):
     "The same cells as one lineage, `all`."
-    import anndata
-
-    return anndata.AnnData(
+    return AnnData(
         adata.X,
         obs=adata.obs.assign(**{LINEAGE: pd.Categorical([ALL] * adata.n_obs)}),
         var=adata.var[[]],
@@ -210,13 +203,13 @@ def _without_empty(out):
 
 # %% ../../nbs/pp/15_preprocessing.ipynb #c91fda27
 def pseudobulk(
-    adata: "AnnData",  # a cohort
+    adata: AnnData,  # a cohort
     *,
     min_cells: int = 20,  # with fewer, a sample is missing in that lineage (bulk rows count)
     per_lineage: bool = True,  # False: sum over lineages
     thinned: bool = True,  # downsample to a common total within patient and lineage
     seed: int = 0,  # of the downsampling
-) -> "AnnData":  # (samples x lineages, genes)
+) -> AnnData:  # (samples x lineages, genes)
     """Sum the cells of each sample and lineage, downsample to a common depth, and log.
 
     `X` holds log1p of counts per 10,000, `layers["counts"]` the counts, `obs` the technical
@@ -258,12 +251,12 @@ def _in_bags(groups, size, max_bags, rng):
 
 
 def bags(
-    adata: "AnnData",  # a cohort
+    adata: AnnData,  # a cohort
     *,
     bag_size: int | None = None,  # cells per bag; None: 20, or 1 where rows are bulk samples
     max_bags: int | None = 5,  # bags kept per sample and lineage; None: all
     seed: int = 0,  # which cells, and the downsampling
-) -> "AnnData":  # (bags, genes)
+) -> AnnData:  # (bags, genes)
     """Draw the cells of each sample and lineage into bags without replacement, sum, and log.
 
     Bags are downsampled to a common total within patient and lineage. `X` holds log1p of counts
@@ -312,8 +305,8 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.x)
 
-    def batch(self, rows: Any) -> "dict[str, Tensor]":
-        "`x`, `mask` and `y` of some rows as tensors."
+    def batch(self, rows: Any) -> dict[str, Any]:
+        "`x`, `mask` and `y` of some rows as torch tensors."
         import torch
 
         at = np.asarray(rows)
@@ -377,7 +370,7 @@ def _places_of_genes(bagged, genes):
 
 
 def sequences(
-    bagged: "AnnData",  # from `bags` or `pseudobulk`
+    bagged: AnnData,  # from `bags` or `pseudobulk`
     *,
     timepoints: Iterable[str] | None = None,  # which ones, earliest first; None: all
     complete: bool = False,  # True: only rows in which every timepoint was observed
@@ -419,7 +412,7 @@ def sequences(
 
 # %% ../../nbs/pp/15_preprocessing.ipynb #de54368e
 def state_sets(
-    bagged: "AnnData",  # from `bags` or `pseudobulk`
+    bagged: AnnData,  # from `bags` or `pseudobulk`
     timepoints: Sequence[str],  # the timepoints to distinguish, such as ("DX", "REL")
     *,
     genes: Iterable[str] | None = None,  # genes to keep; None: all

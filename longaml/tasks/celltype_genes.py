@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from ..models.linear_tokens import linear_words, split_tokens
 
 from ..core import listing, progress, rng_for
 from longaml.models.celltype import (
@@ -22,6 +21,7 @@ from longaml.models.celltype import (
     celltype_tokens,
     trained_celltype,
 )
+from ..models.linear_tokens import linear_words, split_tokens
 from ..pp.cells import cell_blocks
 from ..pp.token_data import TokenData
 from ..pp.tokens import MASK, SPECIAL, Cells, Previous
@@ -109,22 +109,24 @@ def class_gene_scores(
 ) -> pd.DataFrame:  # classes x genes
     "Studentised mean contribution over groups of every gene in cells of every class."
     fitted = trained_celltype(model)
+    genes = list(fitted.genes or [])
+    classes = list(fitted.timepoints or [])
     who = np.asarray(groups).astype(str)
     data = celltype_tokens(fitted, adata, label_key=label_key, before=before, layer=layer)
     scores = {}
-    for k, name in enumerate(fitted.timepoints):
+    for k, name in enumerate(classes):
         rows = np.flatnonzero(data.y == k)
         rng = rng_for(seed, "cells", name)
         rows = np.sort(rng.choice(rows, min(per_class, len(rows)), replace=False))
         if len(set(who[rows])) < 2:
             continue
         added, words = token_contributions(fitted, data.take(rows), name, steps=steps)
-        by_gene = np.zeros((len(rows), len(fitted.genes)))
+        by_gene = np.zeros((len(rows), len(genes)))
         cell, place = np.nonzero(words > MASK)
         gene = words[cell, place] - len(SPECIAL)
         np.add.at(by_gene, (cell, gene), added[cell, place])
         scores[name] = studentise(patient_mean(by_gene, who[rows]))
-    return pd.DataFrame.from_dict(scores, orient="index", columns=fitted.genes)
+    return pd.DataFrame.from_dict(scores, orient="index", columns=genes)
 
 # %% ../../nbs/tasks/59_celltype_genes.ipynb #24b15bea
 def celltype_genes(

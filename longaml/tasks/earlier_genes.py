@@ -182,15 +182,15 @@ def rank_earlier_genes(
     model = model if isinstance(model, str) else resolve(model, "forecast").name
     what = f"{f.notes['task']}-{f.notes['target']}/{model}"
     observed = step(f"earlier/{what}/observed", lambda: score(f))
-    null = []
+    scores = []
     for i in progress(range(nulls), f"{what}: exchanged visits"):
         made = partial(lambda i: score(exchanged(f, derive_seed(seed, "null", i))), i)
-        null.append(step(f"earlier/{what}/null-{i:04d}", made))
-    null = np.stack(null)
+        scores.append(step(f"earlier/{what}/null-{i:04d}", made))
+    null = np.stack(scores)
     stable = step(f"earlier/{what}/stability", lambda: _top_frequency(score, f, k, halves, seed))
     change = patient_mean(f.change, f.patients) / np.log(2)
     level = f.own.mean(0)
-    read = (null != 0).any(0) | (observed != 0)
+    read = np.any(null != 0, axis=0) | (observed != 0)
     if not read.any():  # nothing beyond own level: all scores are zero, and the checks say so
         read[:] = True
     strata = strata_of(level[read], (change**2).mean(0)[read])

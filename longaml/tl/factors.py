@@ -278,7 +278,7 @@ def factor_changes(
             tables.append(pd.DataFrame(columns))
     if not tables:
         raise ValueError(
-            f"no contrast has {min_patients} patients with both visits in one lineage; "
+            f"no contrast has {min_patients} patients with both visits in one cell type; "
             "lower min_patients or check timepoints"
         )
     out = pd.concat(tables, ignore_index=True)

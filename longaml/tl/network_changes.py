@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['CHANGES', 'BAG_SIZE', 'MAX_BAGS', 'gene_changes', 'NetworkComparison', 'compare_networks', 'library_correlations',
-           'network_change_scorer', 'most_variable', 'pair_changes', 'change_rows', 'rank_network_change']
+           'ImpactOptions', 'network_change_scorer', 'most_variable', 'pair_changes', 'change_rows',
+           'rank_network_change']
 
 # %% ../../nbs/tl/28_network_changes.ipynb #a8f0a024
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -260,7 +262,7 @@ class _TwoNetworks(NamedTuple):
         enough = (n > 2) & (m > 2)
         if enough.sum() < 2:
             raise ValueError(
-                f"{int(enough.sum())} patients have at least 3 rows more than lineages at both "
+                f"{int(enough.sum())} patients have at least 3 rows more than cell types at both "
                 "visits; use more or smaller bags: la.pp.bags(cohort, bag_size=10, max_bags=None)"
             )
         shape = later.shape[1:]
@@ -282,9 +284,9 @@ class _TwoNetworks(NamedTuple):
         where = pd.Series(np.arange(data.n_obs), index=data.obs[SAMPLE].astype(str))
         if not where.index.is_unique:
             raise ValueError(
-                "a library has one row for each of its lineages; give "
+                "a sample has one row for each of its cell types; give "
                 "la.tl.networks.library_profiles(bulk) for correlations over patients, or "
-                "la.pp.bags(cohort, bag_size=5, max_bags=None) for correlations within libraries"
+                "la.pp.bags(cohort, bag_size=5, max_bags=None) for correlations within samples"
             )
         table = gene_table(data, genes=genes).to_numpy()
         later, earlier = (table[where[visits[t]]] for t in visits)
@@ -303,15 +305,24 @@ class _TwoNetworks(NamedTuple):
 CHANGES = ("degree", "strength", "pair", "bdm")  # measures of a change of a gene's place
 
 
-def _impact_change(
-    later: np.ndarray, earlier: np.ndarray, density: float, how: dict[str, Any]
-) -> np.ndarray:
-    "Absolute difference of the deletion's impact in the graphs of positive correlations."
+@dataclass(frozen=True)
+class ImpactOptions:
+    "How the impact of a deletion is computed; see node_impact."
 
-    def impact(r):
-        return node_impact(adjacency(r, density=density, sign="positive"), **how).to_numpy()
+    orders: int = 3  # random orders of the genes to average over
+    size: int = 4  # side of the blocks
+    boundary: str = "ignore"  # what happens at the border
 
-    return np.stack([np.abs(impact(a) - impact(b)) for a, b in zip(later, earlier)])
+    def change(
+        self, later: np.ndarray, earlier: np.ndarray, density: float, seed: int
+    ) -> np.ndarray:  # (networks, genes)
+        "Absolute difference of the impact in the graphs of positive correlations."
+
+        def impact(r):
+            graph = adjacency(r, density=density, sign="positive")
+            return node_impact(graph, **asdict(self), seed=seed).to_numpy()
+
+        return np.stack([np.abs(impact(a) - impact(b)) for a, b in zip(later, earlier)])
 
 # %% ../../nbs/tl/28_network_changes.ipynb #bee9ec21
 def _chosen_genes(data: AnnData, genes: int | Sequence[str]) -> list[str]:
@@ -329,9 +340,7 @@ def network_change_scorer(
     genes: int | Sequence[str] = 500,  # of the network, or how many of the most variable
     method: str = "spearman",  # or "pearson"
     density: float = 0.05,  # share of pairs that are edges
-    orders: int = 3,  # of "bdm": random orders of the genes to average over
-    size: int = 4,  # of "bdm": see bdm
-    boundary: str = "ignore",  # of "bdm": see bdm
+    impact: ImpactOptions = ImpactOptions(),  # of "bdm"
     at_once: int = 10,  # assignments whose networks exist at a time
 ) -> Scorer:
     """Score genes by how much their place in the correlation network differs between timepoints.
@@ -349,8 +358,7 @@ def network_change_scorer(
 
     def changes(later, earlier, seed):
         if by == "bdm":
-            how = {"orders": orders, "size": size, "boundary": boundary, "seed": seed}
-            return _impact_change(later, earlier, density, how)
+            return impact.change(later, earlier, density, seed)
         if by == "pair":
             return np.abs(later - earlier).max(-1)
         score = gene_changes(earlier, later, by=by, density=density)
@@ -405,7 +413,7 @@ def pair_changes(
         return (later - earlier)[0][i, j]
 
     counts = np.zeros(FINE + 1, dtype=np.int64)
-    for s in progress(signs, "permuted libraries"):
+    for s in progress(signs, "permuted samples"):
         counts += step_counts(change_under(s) / 2)
     later, earlier = (r[0][i, j] for r in networks.at(np.ones((1, len(visits)), int)))
     out = pd.DataFrame(

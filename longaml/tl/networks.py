@@ -156,7 +156,7 @@ def library_profiles(
 ) -> AnnData:  # (samples, genes): log expression less the cell types' means
     """Each sample's mean over its cell types, after the mean of every cell type is taken away.
 
-    `obs` has sample, patient, timepoint, and lineage (all)."""
+    `obs` has sample, patient, timepoint, and the one cell type `all`."""
     import anndata
 
     for key in (SAMPLE, PATIENT, TIMEPOINT, LINEAGE):
@@ -213,7 +213,7 @@ def _null_correlations(
     upper = np.triu_indices(z.shape[1], 1)
     counts = np.zeros(FINE + 1, dtype=np.int64)
     largest = []
-    for b in progress(range(nulls), "permuted libraries"):
+    for b in progress(range(nulls), "permuted samples"):
         v = _permuted(z, code, rng_for(seed, "pairs", b))
         r = np.abs((v.T @ v)[upper])
         counts += step_counts(r)
@@ -415,7 +415,7 @@ def network_rows(
     if not out:
         raise ValueError(
             f"no timepoint has {LEAST_PATIENTS} patients, and fewer than 3 patients have repeated "
-            f"visits: {len(set(patients))} patients in {len(times)} libraries are too few for a "
+            f"visits: {len(set(patients))} patients in {len(times)} samples are too few for a "
             "network"
         )
     return out

@@ -212,7 +212,7 @@ def rank_scorer(
         truth = [observed_assignment(design)]
         observed = step(f"rank/{name}/observed", lambda: scored(truth))[0]
     pieces = []
-    for i in progress(range(0, len(perms), at_once), f"{name}: permuted libraries"):
+    for i in progress(range(0, len(perms), at_once), f"{name}: permuted samples"):
         some = perms.assignments[i : i + at_once]
         pieces.append(step(f"rank/{name}/null-{i:04d}", lambda some=some: scored(some)))
     null = np.concatenate(pieces)

@@ -1,11 +1,13 @@
-"""Differential expression of many genes: one array operation per contrast against a loop over genes.
+"""Differential expression: one array operation per contrast against a loop over genes.
 
     python tests/benchmarks/bench_expression.py           # 20,000 genes x 3 contrasts, 28 patients
     python tests/benchmarks/bench_expression.py --quick   # 500 genes, for the tests
 
-Both sides run in one process on the same pseudobulk: `la.tl.differential_expression`, and a loop that takes a gene at a time: its values in a table, each patient's difference,
-its mean and variance, and the moderated t with the same prior. The loop is run on a sample of genes; its time for all of them is that time multiplied, and is printed as such.
-The exit status is 1 where a fold change, statistic, p or q differs. Threads are as the environment says (OMP_NUM_THREADS).
+Both sides run in one process on the same pseudobulk: `la.tl.differential_expression`, and a loop
+that takes a gene at a time: its values in a table, each patient's difference, its mean and
+variance, and the moderated t with the same prior. The loop is run on a sample of genes; its time
+for all of them is that time multiplied, and is printed as such. The exit status is 1 where a fold
+change, statistic, p or q differs. Threads are as the environment says (OMP_NUM_THREADS).
 """
 
 import argparse
@@ -24,9 +26,10 @@ from scipy import stats  # noqa: E402
 
 import longaml as la  # noqa: E402
 from longaml.core import contrasts, rng_for  # noqa: E402
-from longaml.tl.expression import VariancePrior
+from longaml.tl.expression import VariancePrior  # noqa: E402
 
-LARGEST = 1e-5  # difference that is still agreement, absolute below 1 and relative above: log values are stored as 32-bit numbers
+# difference that is still agreement, absolute below 1, relative above: values have 32 bits
+LARGEST = 1e-5
 
 
 def pseudobulk(genes, patients):
@@ -112,18 +115,20 @@ def main():
         for _, r in table.groupby("contrast")
     )
     row(
-        f"differential expression of {genes:,} genes x 3 contrasts, {bulk.obs['patient'].nunique()} patients",
+        f"differential expression of {genes:,} genes x 3 contrasts, {patients} patients",
         ("arrays", min(times)),
         ("a gene at a time", seconds * genes / sample),
         differs=max(*far.values(), worst_q),
         scaled=f"{sample} of {genes:,} genes",
     )
     print(
-        f"{genes:,} genes x 3 contrasts, {bulk.obs['patient'].nunique()} patients, {bulk.n_obs} libraries, numpy {np.__version__}"
+        f"{genes:,} genes x 3 contrasts, {patients} patients, {bulk.n_obs} samples, "
+        f"numpy {np.__version__}"
     )
     print(f"  arrays   {min(times):8.3f} s for all {genes:,} genes (best of 3)")
     print(
-        f"  loop     {seconds:8.3f} s for {sample} genes; extrapolated to {genes:,} genes: {seconds * genes / sample:,.1f} s"
+        f"  loop     {seconds:8.3f} s for {sample} genes; extrapolated to {genes:,} genes: "
+        f"{seconds * genes / sample:,.1f} s"
     )
     print(
         f"  {seconds * genes / sample / min(times):,.0f} times less time than the extrapolated loop"

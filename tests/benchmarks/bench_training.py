@@ -1,10 +1,12 @@
-"""Many fits as one against one after the other: 32 temporal Transformers (8 folds x 4 permutations of libraries).
+"""Many fits as one against one after the other: 32 Transformers (8 folds x 4 permutations).
 
-    python tests/benchmarks/bench_training.py           # 10 patients x 400 genes, and 28 patients x 2,000 genes
+    python tests/benchmarks/bench_training.py           # 10 patients x 400 genes; 28 x 2,000
     python tests/benchmarks/bench_training.py --quick   # 8 fits of a small cohort, for the tests
 
-Both sides train the same networks in one process: one `la.models.fit_many` call against one `la.models.fit` per network, the plain loop.
-Nothing is dropped out, so that the networks of both sides must agree; the exit status is 1 where they do not. Threads are as the environment says (OMP_NUM_THREADS).
+Both sides train the same networks in one process: one `la.models.fit_many` call against one
+`la.models.fit` per network, the plain loop. Nothing is dropped out, so that the networks of both
+sides must agree; the exit status is 1 where they do not. Threads are as the environment says
+(OMP_NUM_THREADS).
 """
 
 import argparse
@@ -100,16 +102,22 @@ def compare(size):
     )
     moved = max(float(np.abs(a.predict(sets)).max()) for a in many)
     row(
-        f"{len(jobs)} Transformers, {size.patients} patients x {size.genes:,} genes, {size.epochs} epochs",
+        f"{len(jobs)} Transformers, {size.patients} patients x {size.genes:,} genes, "
+        f"{size.epochs} epochs",
         ("la.models.fit_many", ours),
         ("la.models.fit, one by one", plain),
         differs=differs,
     )
     print(
-        f"{size.patients} patients x {size.genes:,} genes: {len(jobs)} fits of {size.epochs} epochs on {len(sets)} pairs of bags of {len(set(sets.patients))} patients with both visits, best of {size.repeats}"
+        f"{size.patients} patients x {size.genes:,} genes: {len(jobs)} fits of {size.epochs} "
+        f"epochs on {len(sets)} pairs of bags of {len(set(sets.patients))} patients with both "
+        f"visits, best of {size.repeats}"
     )
     print(
-        f"  as one      {ours:7.2f} s\n  one by one  {plain:7.2f} s\n  ratio       {plain / ours:7.2f} x less time\n  largest difference of a logit {differs:.1e} (largest logit {moved:.2f})",
+        f"  as one      {ours:7.2f} s\n"
+        f"  one by one  {plain:7.2f} s\n"
+        f"  ratio       {plain / ours:7.2f} x less time\n"
+        f"  largest difference of a logit {differs:.1e} (largest logit {moved:.2f})",
         flush=True,
     )
     return differs

@@ -33,13 +33,17 @@ def tar(path: Path) -> None:
 
 def visits(path: Path) -> None:
     """Nine patients with visits enough to forecast and to impute."""
-    a = la.datasets.simulate_cohort("small", n_patients=9, n_genes=200, n_cells=150, n_drivers=6, seed=5)
+    a = la.datasets.simulate_cohort(
+        "small", n_patients=9, n_genes=200, n_cells=150, n_drivers=6, seed=5
+    )
     la.pp.save_cohort(a, path)
 
 
 def bulk(path: Path) -> None:
     """A row per library, in the package's own columns."""
-    la.datasets.write_geo(la.datasets.simulate_cohort("bulk", n_patients=8, n_genes=150, n_drivers=8, seed=3), path)
+    la.datasets.write_geo(
+        la.datasets.simulate_cohort("bulk", n_patients=8, n_genes=150, n_drivers=8, seed=3), path
+    )
 
 
 def tidy(path: Path) -> None:
@@ -116,17 +120,23 @@ def screen(path: Path) -> None:
 
 def types(path: Path) -> None:
     """Cells of six types of five donors."""
-    la.datasets.simulate_types("distinct", seed=5, n_patients=5, n_genes=240, cells=4).write_h5ad(path)
+    la.datasets.simulate_types("distinct", seed=5, n_patients=5, n_genes=240, cells=4).write_h5ad(
+        path
+    )
 
 
 def new(path: Path) -> None:
     """Cells to annotate."""
-    la.datasets.simulate_types("distinct", seed=5, n_patients=2, n_genes=240, cells=4).write_h5ad(path)
+    la.datasets.simulate_types("distinct", seed=5, n_patients=2, n_genes=240, cells=4).write_h5ad(
+        path
+    )
 
 
 def clones(path: Path) -> None:
     """Types that converge, in clones followed over time."""
-    a = la.datasets.simulate_types("ambiguous", seed=6, n_patients=4, n_genes=160, n_pairs=2, cells=8)
+    a = la.datasets.simulate_types(
+        "ambiguous", seed=6, n_patients=4, n_genes=160, n_pairs=2, cells=8
+    )
     a.write_h5ad(path)
 
 

@@ -1,0 +1,209 @@
+"Checks of rankings: chance, constant and input-independent models; tables that scanpy reads whole."
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import longaml as la
+from longaml.core import rng_for
+from longaml.datasets.cohort import simulate_cohort
+from longaml.pp.preprocessing import bags, pseudobulk, state_sets
+from longaml.tl.checks import CHECKS, Check, Evidence, Finding, input_change, run_checks
+from longaml.tl.expression import as_scanpy, de_table
+from longaml.tl.permutation import design_of
+from longaml.tl.ranking import rank_scorer
+
+ORDER = pd.DataFrame({"gene": list("ABCDEF"), "score": [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]})
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return simulate_cohort("small", seed=5, n_patients=10, n_genes=120, n_drivers=4)
+
+
+def accuracies(values):
+    return pd.DataFrame({"value": values, "chance": 0.5})
+
+
+def holds(evidence):
+    return run_checks(evidence).set_index("verdict")["holds"]
+
+
+# ---------------------------------------------------------------- chance
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+@pytest.mark.parametrize("value", [0.5, 0.75, 1.0])
+def test_no_accuracy_of_fewer_than_five_patients_passes(n, value):
+    spread = value + 0.01 * np.arange(n) * (value < 1)  # with and without ties
+    assert holds(Evidence(ORDER, n, accuracy=accuracies(spread)))["at chance"]
+
+
+def test_the_p_of_ties_is_what_can_be_attained(monkeypatch):
+    "Whatever the version of scipy says of ties: approximations were below 2^-n."
+
+    class Approximate:
+        pvalue = 0.001
+
+    monkeypatch.setattr(stats, "wilcoxon", lambda *args, **kwargs: Approximate())
+    for n in (3, 4):
+        found = run_checks(Evidence(ORDER, n, accuracy=accuracies([1.0] * n)))
+        row = found.set_index("verdict").loc["at chance"]
+        assert row["holds"] and row["value"] == 0.5**n
+
+
+def test_accuracy_above_chance_passes_and_chance_fails():
+    assert not holds(Evidence(ORDER, 8, accuracy=accuracies([1.0] * 8)))["at chance"]
+    gain = rng_for(1).normal(0, 0.1, 40)
+    at_chance = accuracies(0.5 + gain - gain.mean())
+    assert holds(Evidence(ORDER, 40, accuracy=at_chance))["at chance"]
+    assert holds(Evidence(ORDER, 8, accuracy=accuracies([0.2] * 8)))["at chance"]
+
+
+def test_what_is_not_given_is_not_assessed():
+    found = run_checks(Evidence(ORDER, 12)).set_index("verdict")
+    for name in ("at chance", "input-independent", "unstable", "explained by depth"):
+        assert found.loc[name, "holds"] is None
+    assert found.loc["at chance", "text"] == "not assessed"
+    none = pd.DataFrame({"value": [], "chance": []})
+    assert holds(Evidence(ORDER, 12, accuracy=none))["at chance"] is None
+
+
+# ---------------------------------------------------------------- a constant model
+
+
+def test_a_constant_model_is_ranked_and_fails_its_checks(cohort):
+    sets = state_sets(bags(cohort), ("DX", "REL"))
+
+    def predict(s):
+        return np.full((len(s), 2), 0.5)
+
+    def score(assignments, *, seed=0):
+        return np.zeros((len(assignments), cohort.n_vars))
+
+    design = design_of(cohort, ("DX", "REL"))
+    both = design.groupby("patient", observed=True)["timepoint"].transform("size") == 2
+    design = design[both]
+    patients = design["patient"].unique()
+    changes = pd.DataFrame(
+        rng_for(0).normal(size=(len(patients), cohort.n_vars)),
+        index=patients,
+        columns=cohort.var_names,
+    )
+    level = np.asarray(cohort.X.mean(0)).ravel()
+    names = {"model": "constant", "contrast": "REL_vs_DX"}
+    ranked = rank_scorer(score, design, changes, level, **names, nulls=4, halves=4)
+    assert len(ranked.table) == cohort.n_vars
+    assert (ranked.table["p_value"] == 1).all() and (ranked.table["q_value"] == 1).all()
+    assert ranked.table["stability"].isna().all()
+    evaluation = accuracies([0.5] * len(patients)).assign(**names, metric="balanced_accuracy")
+    found = ranked.audit(
+        cohort,
+        evaluation=evaluation,
+        input_changes={"constant": input_change(predict, sets)},
+    ).set_index("verdict")["holds"]
+    for name in ("at chance", "constant", "input-independent", "no gene passes"):
+        assert found[name], name
+
+
+def test_a_check_is_added_in_one_place():
+    def few_genes(evidence, threshold):
+        n = len(evidence.ranking)
+        return Finding(n < threshold, n, threshold, f"{n} genes")
+
+    check = Check("few genes", "genes", 10, "fewer than 10 genes", few_genes)
+    found = run_checks(Evidence(ORDER, 12), [*CHECKS, check])
+    assert found.iloc[-1].tolist() == ["few genes", True, 6, 10, "6 genes"]
+
+
+# ---------------------------------------------------------------- scanpy
+
+
+@pytest.fixture(scope="module")
+def table(cohort):
+    return de_table(pseudobulk(cohort))
+
+
+def test_scanpy_reads_every_group_whole(cohort, table, tmp_path):
+    sc = pytest.importorskip("scanpy")
+    import anndata
+
+    data = cohort.copy()
+    data.uns["rank_genes_groups"] = as_scanpy(table)
+    data.write_h5ad(tmp_path / "cells.h5ad")
+    for adata in (data, anndata.read_h5ad(tmp_path / "cells.h5ad")):
+        groups = adata.uns["rank_genes_groups"]["names"].dtype.names
+        pairs = table[["contrast", "lineage"]].drop_duplicates()
+        assert list(groups) == [f"{c}, {k}" for c, k in pairs.to_numpy()]
+        assert len(groups) > 2 and "REL_vs_DX, all" in groups
+        frame = sc.get.rank_genes_groups_df(adata, group=None)
+        assert len(frame) == len(groups) * table["gene"].nunique()
+        columns = ["scores", "logfoldchanges", "pvals", "pvals_adj"]
+        assert np.isfinite(frame[columns].to_numpy(float)).all()
+        of_group = sc.get.rank_genes_groups_df(adata, group="REL_vs_DX, all").set_index("names")
+        rows = table[(table["contrast"] == "REL_vs_DX") & (table["lineage"] == "all")]
+        rows = rows.set_index("gene").loc[of_group.index]
+        ours = rows[["statistic", "log2_fold_change", "p_value", "q_value"]]
+        np.testing.assert_allclose(of_group[columns], ours)
+        assert of_group["scores"].is_monotonic_decreasing
+
+
+def test_scanpy_draws_it(cohort, table):
+    sc = pytest.importorskip("scanpy")
+    import matplotlib.pyplot as plt
+
+    data = cohort.copy()
+    data.uns["rank_genes_groups"] = as_scanpy(table)
+    axes = sc.pl.rank_genes_groups(data, n_genes=5, show=False)
+    assert len(axes) == table.groupby(["contrast", "lineage"]).ngroups
+    assert axes[0].get_title().startswith("REL_vs_DX, all")
+    plt.close("all")
+
+
+def test_genes_that_were_not_tested_have_no_missing_values(cohort):
+    sc = pytest.importorskip("scanpy")
+    some = pd.DataFrame(
+        {
+            "contrast": "REL_vs_DX",
+            "lineage": ["T cell", "T cell", "B cell"],
+            "gene": cohort.var_names[[0, 1, 0]],
+            "statistic": [np.nan, -2.0, 3.0],
+            "log2_fold_change": [0.1, -1.0, 1.0],
+            "p_value": [np.nan, 0.04, 0.01],
+            "q_value": [np.nan, 0.08, 0.02],
+        }
+    )
+    data = cohort.copy()
+    data.uns["rank_genes_groups"] = as_scanpy(some)
+    frame = sc.get.rank_genes_groups_df(data, group=None).set_index(["group", "names"])
+    first, second = cohort.var_names[:2]
+    assert frame.notna().all().all()
+    assert frame.loc[("REL_vs_DX, B cell", second), "pvals"] == 1
+    assert frame.loc[("REL_vs_DX, T cell", first), "scores"] == 0
+    assert frame.loc[("REL_vs_DX, T cell", second), "scores"] == -2
+
+
+def test_a_ranking_of_models_is_grouped_by_model(cohort):
+    sc = pytest.importorskip("scanpy")
+    one = pd.DataFrame(
+        {
+            "model": "logistic",
+            "contrast": "REL_vs_DX",
+            "gene": cohort.var_names[:4],
+            "score": [4.0, 3.0, 2.0, 1.0],
+            "log2_fold_change": 1.0,
+            "p_value": 0.1,
+            "q_value": 0.2,
+        }
+    )
+    data = cohort.copy()
+    data.uns["rank_genes_groups"] = as_scanpy(one)
+    assert list(sc.get.rank_genes_groups_df(data, group="REL_vs_DX")["scores"]) == [4, 3, 2, 1]
+    data.uns["rank_genes_groups"] = as_scanpy(pd.concat([one, one.assign(model="lstm")]))
+    groups = data.uns["rank_genes_groups"]["scores"].dtype.names
+    assert groups == ("REL_vs_DX, logistic", "REL_vs_DX, lstm")
+    again = la.tl.as_ranking(sc.get.rank_genes_groups_df(data, group=groups[1]))
+    np.testing.assert_array_equal(again["score"], one["score"])
+    with pytest.raises(ValueError, match="appears twice in 'REL_vs_DX'"):
+        as_scanpy(pd.concat([one, one]))
