@@ -36,7 +36,7 @@ def matrix(seed, cells, genes, most=4, density=0.4):
     "Counts with many ties."
     rng = rng_for(seed, "matrix")
     x = rng.integers(1, most + 1, (cells, genes)) * (rng.random((cells, genes)) < density)
-    return sp.csr_matrix(x.astype(np.float32)), la.pp.Vocabulary(
+    return sp.csr_matrix(x.astype(np.float32)), la.pp.tokens.Vocabulary(
         [f"g{i}" for i in range(genes)], rng.choice([0.5, 1.0, 2.0], genes)
     )
 
@@ -58,7 +58,7 @@ def test_rank_tokens_are_those_of_a_dense_sort(seed, cells, genes, k):
 @FEW
 def test_value_bins_are_quantiles_of_the_cell(seed, cells, genes, bins):
     x, _ = matrix(seed, cells, genes, most=9)
-    got = la.pp.value_bins(x, bins)
+    got = la.pp.tokens.value_bins(x, bins)
     for a, b in zip(x.indptr[:-1], x.indptr[1:]):
         if a == b:
             continue
@@ -135,7 +135,7 @@ def test_the_bag_before_is_of_the_last_observed_visit():
     adata = adata[
         ~((adata.obs["patient"] == "P2") & (adata.obs["timepoint"] == "REM")).to_numpy()
     ].copy()
-    before = la.pp.previous_bags(adata)
+    before = la.pp.tokens.previous_bags(adata)
     rows = np.flatnonzero(before.code >= 0)
     found = pd.DataFrame(
         {
@@ -172,7 +172,7 @@ def test_lineages_that_name_the_type_are_refused():
 def test_the_network_reads_sets(seed, heads, depth, bins, previous):
     "The order of genes within a segment, and padding, change nothing."
     torch.manual_seed(seed % 10**5)
-    net = la.models.CellTypeTransformer(
+    net = la.models.celltype.CellTypeTransformer(
         la.models.celltype.CellTypeConfig(
             40, 3, width=8, heads=heads, depth=depth, bins=bins, previous=previous, start=False
         )
@@ -314,7 +314,7 @@ def test_nothing_is_fitted_on_groups_that_neither_train_nor_stop():
 def test_an_epoch_reads_every_row_once():
     data = la.pp.token_data.token_data(
         la.datasets.simulate_types("distinct", seed=1, n_patients=2, n_genes=240, cells=9),
-        la.pp.Vocabulary([f"G{i:03d}" for i in range(240)], np.ones(240)),
+        la.pp.tokens.Vocabulary([f"G{i:03d}" for i in range(240)], np.ones(240)),
         la.pp.Encoding(context=10),
     )
     data.block = 4

@@ -179,7 +179,7 @@ def test_three_timepoints(name, cohort):
 
 @pytest.mark.parametrize("name", ["ridge, fixed", "modules, fixed"])
 def test_a_gene_that_never_varies_says_nothing(name, sets):
-    quiet = la.pp.Sequences(**{**vars(sets), "x": sets.x.copy()})
+    quiet = la.pp.preprocessing.Sequences(**{**vars(sets), "x": sets.x.copy()})
     quiet.x[..., :7] = 0
     model = MODELS[name]().fit(quiet)
     assert (
@@ -301,7 +301,7 @@ def test_held_out_rows_are_not_seen(seed):
 def test_no_model_sees_a_held_out_patient(make, sets):
     held = sorted(set(sets.patients))[:3]
     out = np.isin(sets.patients, held)
-    other = la.pp.Sequences(**{**vars(sets), "x": sets.x.copy()})
+    other = la.pp.preprocessing.Sequences(**{**vars(sets), "x": sets.x.copy()})
     other.x[out] = rng_for(0).normal(size=other.x[out].shape) * 50
     p, q = (MODELS[make]().fit(s.take(~out)).predict_proba(sets.take(out)) for s in (sets, other))
     np.testing.assert_array_equal(p, q)

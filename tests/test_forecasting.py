@@ -59,13 +59,13 @@ def made(seed=0, patients=8, rows=3, times=3, genes=12, task="forecast"):
 
 
 MODELS = {
-    "no_change": la.models.NoChange,
-    "mean_shift": la.models.MeanShift,
-    "own_level": la.models.OwnLevel,
-    "ridge": la.models.Ridge,
+    "no_change": la.models.forecasters.NoChange,
+    "mean_shift": la.models.forecasters.MeanShift,
+    "own_level": la.models.forecasters.OwnLevel,
+    "ridge": la.models.forecasters.Ridge,
     **{
         n: (
-            lambda n=n: la.models.Network(
+            lambda n=n: la.models.forecasters.Network(
                 n, how=QUICK, width=4, **({"heads": 2} if n == "transformer" else {})
             )
         )
@@ -116,7 +116,7 @@ def test_own_level_is_least_squares_within_lineage(f):
     "Against weighted least squares with an intercept for each lineage and origin, and one slope."
     w = row_weights(f.patients)
     keys = pd.get_dummies(pd.Series(f.lineages) + f.origin).to_numpy(float)
-    got = la.models.OwnLevel().fit(f).predict(f)
+    got = la.models.forecasters.OwnLevel().fit(f).predict(f)
     for g in range(0, len(f.genes), 5):
         z = np.c_[keys, f.own[:, g]] * np.sqrt(w)[:, None]
         b = np.linalg.lstsq(z, f.change[:, g] * np.sqrt(w), rcond=None)[0]
@@ -128,7 +128,7 @@ def test_own_level_is_least_squares_within_lineage(f):
 def test_patients_count_the_same(f):
     "A patient whose rows are doubled changes no fit."
     twice = f.take(np.r_[np.arange(len(f)), np.flatnonzero(f.patients == f.patients[0])])
-    for make in (la.models.MeanShift, la.models.OwnLevel):
+    for make in (la.models.forecasters.MeanShift, la.models.forecasters.OwnLevel):
         np.testing.assert_allclose(
             make().fit(twice).predict(f), make().fit(f).predict(f), atol=1e-8
         )
@@ -137,7 +137,7 @@ def test_patients_count_the_same(f):
 @FEW
 @given(SMALL, SEEDS)
 def test_contributions_of_ridge_add_up(f, seed):
-    model = la.models.Ridge().fit(f, seed=seed)
+    model = la.models.forecasters.Ridge().fit(f, seed=seed)
     assert (np.diag(model.coef) == 0).all() and 0 <= model.shrinkage <= 1
     r = f.change - model.own.predict(f)
     left = np.linalg.norm(
@@ -207,7 +207,7 @@ def test_networks_of_the_state_task_are_at_chance_without_signal(name):
         for s in range(16)
     ]
     fits = iter(
-        la.models.fit_many(
+        la.models.stacking.fit_many(
             lambda: la.models.build(name, sets),
             sets,
             [

@@ -19,7 +19,7 @@ from nbclient import NotebookClient
 from tools import changed, copy_tree, notebooks, snapshot
 
 pytestmark = pytest.mark.slow
-FIRST = next((nb for nb in notebooks() if nb.startswith("tutorials/")), "00_core.ipynb")
+FIRST = next((nb for nb in notebooks() if nb.startswith("tutorials/")), "000_core.ipynb")
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_lab_serves_the_repository(server):
     scripts = re.findall(r'<script[^>]+src="([^"]+)"', page)
     assert scripts and all(server(s) for s in scripts)
     listed = {f["path"] for f in json.loads(server("/api/contents/nbs"))["content"]}
-    assert {"nbs/index.ipynb", "nbs/00_core.ipynb"} <= listed
+    assert {"nbs/index.ipynb", "nbs/000_core.ipynb"} <= listed
     opened = json.loads(server(f"/api/contents/nbs/{FIRST}"))
     assert opened["type"] == "notebook" and opened["content"]["cells"]
 

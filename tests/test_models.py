@@ -44,7 +44,7 @@ def made(seed=0, rows=(2, 3, 2, 2, 3, 2, 2, 2), times=2, genes=10, signal=1.5):
     x = r.normal(size=(n, times, genes)) + np.arange(times)[:, None] * changing
     x = (x - x.mean(1, keepdims=True)).astype(np.float32)
     timepoints = [f"T{t}" for t in range(times)]
-    return la.pp.Sequences(
+    return la.pp.preprocessing.Sequences(
         x=x,
         mask=np.ones((n, times), bool),
         y=np.tile(np.arange(times), (n, 1)),

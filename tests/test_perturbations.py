@@ -273,7 +273,7 @@ def test_network_and_matrix_are_equal(seed):
     P = rng.normal(size=(8, 3))
     W = rng.normal(size=(4, 3))
     b = rng.normal(size=30)
-    net = la.models.LGEM(LGEMConfig(30, 4, 3)).double().started(G, W)
+    net = la.models.lgem.LGEM(LGEMConfig(30, 4, 3)).double().started(G, W)
     net.b.copy_(torch.as_tensor(b))
     with torch.no_grad():
         out = net(torch.as_tensor(P)).numpy()

@@ -50,7 +50,7 @@ def made(seed=0, rows=(2, 3, 1, 2, 2, 3), times=2, genes=12, missing=0.0):
         0,
     ).astype(np.float32)
     names = [f"T{t}" for t in range(times)]
-    return la.pp.Sequences(
+    return la.pp.preprocessing.Sequences(
         x=x,
         mask=mask,
         y=y,
@@ -197,7 +197,7 @@ def agrees(data, jobs, how):
     alone = [singly(data, j, how, make) for j in jobs]
     if not all(told_apart(f.history) for f in alone):
         return
-    for f, a in zip(la.models.fit_many(make, data, jobs, how=how), alone, strict=True):
+    for f, a in zip(la.models.stacking.fit_many(make, data, jobs, how=how), alone, strict=True):
         assert (f.best_epoch, len(f.history), f.train, f.valid, f.seed) == (
             a.best_epoch,
             len(a.history),
@@ -251,7 +251,7 @@ def test_steps_need_no_more_than_their_fit():
     how = la.models.Training(epochs=3, batch_size=2, device="cpu")
     first = la.models.training.Job(("P0",), seed=1)
     a, b = (
-        la.models.fit_many(
+        la.models.stacking.fit_many(
             small(data), data, [first, la.models.training.Job(other, seed=2)], how=how
         )[0]
         for other in (("P1",), ("P1", "P2", "P3", "P4"))
@@ -275,8 +275,10 @@ def test_a_patient_changes_only_the_fits_it_is_in(given_, seed):
         return np.where(out[:, None] & (y >= 0), r.integers(0, data.y.max() + 1, y.shape), y)
 
     changed = [replace(j, y=None if j.y is None else others(j.y)) for j in jobs]
-    a = la.models.fit_many(small(data), data, jobs, how=how)[0]
-    b = la.models.fit_many(small(data), replace(data, x=x, y=others(data.y)), changed, how=how)[0]
+    a = la.models.stacking.fit_many(small(data), data, jobs, how=how)[0]
+    b = la.models.stacking.fit_many(
+        small(data), replace(data, x=x, y=others(data.y)), changed, how=how
+    )[0]
     assert same(a, b) and a.best_epoch == b.best_epoch
     pd.testing.assert_frame_equal(a.history, b.history)
 
@@ -286,8 +288,10 @@ def test_a_patient_changes_only_the_fits_it_is_in(given_, seed):
 def test_the_order_of_jobs_does_not_matter(given_, random):
     data, jobs, how = given_
     order = random.sample(range(len(jobs)), len(jobs))
-    fits = la.models.fit_many(small(data), data, jobs, how=how)
-    mixed = la.models.fit_many(small(data), data, [jobs[i] for i in order], how=how, at_once=2)
+    fits = la.models.stacking.fit_many(small(data), data, jobs, how=how)
+    mixed = la.models.stacking.fit_many(
+        small(data), data, [jobs[i] for i in order], how=how, at_once=2
+    )
     assume(all(told_apart(f.history) for f in fits))
     for i, f in zip(order, mixed):
         np.testing.assert_allclose(f.predict(data), fits[i].predict(data), atol=1e-3)
@@ -303,7 +307,7 @@ def test_fits_leave_no_trace():
     before = copy.deepcopy(model.state_dict())
     theirs = (torch.random.get_rng_state(), np.random.get_state()[1].copy())
     a, b = (la.models.fit(model, data, epochs=3, device="cpu") for _ in range(2))
-    la.models.fit_many(
+    la.models.stacking.fit_many(
         model,
         data,
         [la.models.training.Job(("P0", "P1"), ("P2",)), la.models.training.Job(("P3",))],
@@ -338,7 +342,7 @@ def test_a_batching_fallback_is_an_error():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with pytest.raises(UserWarning, match="performance drop|batching rule"):
-                la.models.fit_many(
+                la.models.stacking.fit_many(
                     lambda: Loops(12),
                     data,
                     [la.models.training.Job(("P0",)), la.models.training.Job(("P1",))],
@@ -367,7 +371,7 @@ def test_devices_that_are_not_there(device, saved, tmp_path):
     )
     for call in (
         lambda: la.models.fit(small(data), data, epochs=1, device=device),
-        lambda: la.models.fit_many(
+        lambda: la.models.stacking.fit_many(
             small(data), data, [la.models.training.Job(("P0",))], device=device
         ),
         lambda: la.models.load(saved, device=device),

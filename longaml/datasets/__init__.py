@@ -10,7 +10,7 @@ from .. import attach_names
 
 # %% ../../nbs/datasets/index.ipynb #7cf4e1bc
 NAMES = {
-    "cohort": "simulate_cohort EVALUATION_SEEDS NULL_SEEDS",
+    "cohort": "simulate_cohort",
     "writers": "write_geo",
     "perturbseq": "simulate_perturbseq",
     "typed_cells": "simulate_types",

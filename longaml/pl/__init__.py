@@ -13,18 +13,14 @@ NAMES = {
     "cohorts": "cohort=plot_cohort composition=plot_composition depth=plot_depth",
     "evaluation": (
         "accuracy=plot_accuracy patients=plot_patients reliability=plot_reliability "
-        "forecast=plot_forecast responses=plot_responses by_effect=plot_by_effect"
+        "forecast=plot_forecast"
     ),
     "rankings": (
         "volcano=plot_volcano qq=plot_qq null=plot_null stability=plot_stability "
         "audit=plot_audit precision_recall=plot_precision_recall"
     ),
-    "genes": "top_genes=plot_top_genes gene_times=plot_gene_times courses=plot_courses",
-    "networks": (
-        "adjacency=plot_adjacency degree_impact=plot_degree_impact "
-        "factor_changes=plot_factor_changes"
-    ),
+    "genes": "top_genes=plot_top_genes gene_times=plot_gene_times",
+    "networks": "adjacency=plot_adjacency factor_changes=plot_factor_changes",
     "cells": "modules=plot_modules network=plot_network confusion=plot_confusion",
-    "published": "pooled=plot_pooled importance=plot_importance",
 }
 __getattr__, __dir__, __all__ = attach_names(__name__, NAMES)

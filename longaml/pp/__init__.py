@@ -13,9 +13,9 @@ NAMES = {
     "cohort": "as_cohort save_cohort",
     "reading": "read_cohort",
     "preprocessing": (
-        "normalize variable_genes pseudobulk bags sequences state_sets Sequences patient_folds thin"
+        "normalize variable_genes pseudobulk bags sequences state_sets patient_folds thin"
     ),
-    "tokens": ("Vocabulary vocabulary Encoding rank_tokens value_bins previous_bags"),
+    "tokens": "vocabulary Encoding rank_tokens",
     "token_files": "write_tokens open_tokens",
     "perturbations": "as_perturbseq pseudobulk_perturbations",
 }

@@ -14,9 +14,9 @@ NAMES = {
     "checks": "audit as_ranking",
     "ranking": "stability power",
     "expression": "differential_expression deseq2 as_scanpy",
-    "factors": "fit_factors activities factor_stability factor_changes leading_genes",
-    "networks": "correlation_matrix correlation_test",
+    "factors": "fit_factors factor_changes",
+    "networks": "correlation_matrix",
     "block_decomposition": "bdm",
-    "network_changes": "compare_networks rank_network_change",
+    "network_changes": "rank_network_change",
 }
 __getattr__, __dir__, __all__ = attach_names(__name__, NAMES)

@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_training.py           # 10 patients x 400 genes; 28 x 2,000
     python tests/benchmarks/bench_training.py --quick   # 8 fits of a small cohort, for the tests
 
-Both sides train the same networks in one process: one `la.models.fit_many` call against one
+Both sides train the same networks in one process: one `la.models.stacking.fit_many` call against one
 `la.models.fit` per network, the plain loop. Nothing is dropped out, so that the networks of both
 sides must agree; the exit status is 1 where they do not. Threads are as the environment says
 (OMP_NUM_THREADS).
@@ -87,7 +87,7 @@ def compare(size):
         return la.models.build("transformer", sets, dropout=0.0)
 
     def together():
-        return la.models.fit_many(make, sets, jobs, how=how)
+        return la.models.stacking.fit_many(make, sets, jobs, how=how)
 
     def alone():
         return [
@@ -104,7 +104,7 @@ def compare(size):
     row(
         f"{len(jobs)} Transformers, {size.patients} patients x {size.genes:,} genes, "
         f"{size.epochs} epochs",
-        ("la.models.fit_many", ours),
+        ("la.models.stacking.fit_many", ours),
         ("la.models.fit, one by one", plain),
         differs=differs,
     )
