@@ -212,7 +212,7 @@ def __dir__():
     return sorted([*__all__, "__version__"])
 
 
-__all__ = ["read_cohort", *NAMESPACES]
+__all__ = ["read_cohort", *NAMESPACES]  # noqa: F822
 
 # %% ../nbs/999_init.ipynb #ef33e6fa
 def _address(

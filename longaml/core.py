@@ -8,7 +8,7 @@ __all__ = ['PATIENT', 'TIMEPOINT', 'SAMPLE', 'CELL_TYPE', 'MALIGNANT', 'LINEAGE'
            'check_column', 'contrast_pair', 'need', 'derive_seed', 'rng_for', 'device_for', 'progress', 'atomic_path',
            'slug', 'check_cohort', 'timepoints_of', 'input_kind', 'counts_of']
 
-# %% ../nbs/000_core.ipynb #557cf87b
+# %% ../nbs/000_core.ipynb #faeb6b53
 import contextlib
 import difflib
 import hashlib
@@ -25,12 +25,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+# %% ../nbs/000_core.ipynb #4ecc3e38
 if TYPE_CHECKING:
     from anndata import AnnData
 else:
     AnnData = "AnnData"  # importing it takes seconds; help() shows the name
 
-# %% ../nbs/000_core.ipynb #172a7902
+# %% ../nbs/000_core.ipynb #b7f890e5
 PATIENT = "patient"
 TIMEPOINT = "timepoint"
 SAMPLE = "sample"
@@ -43,7 +44,7 @@ ALL = "all"  # the one lineage of a cohort without annotation, and "over all lin
 AML_TIMEPOINTS = ("DX", "REM", "REL")  # diagnosis, remission, relapse: the order of *time*
 log = logging.getLogger("longaml")
 
-# %% ../nbs/000_core.ipynb #a09f76a5
+# %% ../nbs/000_core.ipynb #f4402375
 def contrasts(
     timepoints: Iterable,  # ordered timepoint names, earliest first
 ) -> list[tuple]:  # `(later, earlier)` pairs; last against first comes first
@@ -63,7 +64,7 @@ def contrast_name(
     "How a contrast is written in tables: `REL_vs_DX`."
     return f"{later}_vs_{earlier}"
 
-# %% ../nbs/000_core.ipynb #4c8218d5
+# %% ../nbs/000_core.ipynb #a22bc0d5
 class InputError(ValueError):
     """Input, or the value of a parameter, that longaml cannot work with.
 
@@ -86,7 +87,7 @@ class MissingKeyError(InputError, KeyError):
     def __str__(self) -> str:
         return str(self.args[0])  # `KeyError` would show the message in quotes
 
-# %% ../nbs/000_core.ipynb #018b1fd3
+# %% ../nbs/000_core.ipynb #b0f7d235
 def nearest(
     name: Any,  # what the user wrote
     options: Iterable,  # what exists
@@ -111,7 +112,7 @@ def listing(
         text += f", ... ({len(names) - most} more)"
     return text
 
-# %% ../nbs/000_core.ipynb #7754ba61
+# %% ../nbs/000_core.ipynb #acffeb58
 def check_choice(
     value: Any,  # what the user gave
     options: Iterable,  # what is allowed
@@ -144,7 +145,7 @@ def check_column(
         raise MissingKeyError(f"{message} {hint}".rstrip(), parameter=parameter)
     return frame[key]
 
-# %% ../nbs/000_core.ipynb #d9d314b2
+# %% ../nbs/000_core.ipynb #b9325e82
 def contrast_pair(
     name: str,  # such as `REL_vs_DX`
     timepoints: Sequence,  # the cohort's timepoints, earliest first
@@ -161,7 +162,7 @@ def contrast_pair(
         parameter="contrast",
     )
 
-# %% ../nbs/000_core.ipynb #1f08b9fb
+# %% ../nbs/000_core.ipynb #6f2e23ed
 def need(
     module: str,  # module to import, such as "pydeseq2"
     extra: str,  # the extra that brings it: `pip install longaml[extra]`
@@ -175,7 +176,7 @@ def need(
             f"Install it with: pip install 'longaml[{extra}]'"
         ) from e
 
-# %% ../nbs/000_core.ipynb #197e3dd6
+# %% ../nbs/000_core.ipynb #bee98776
 def derive_seed(
     seed: int,  # the user's seed
     *parts: Any,  # what the fit is: fold, permutation, a name
@@ -193,7 +194,7 @@ def rng_for(
     "A NumPy generator for one piece of work."
     return np.random.default_rng(derive_seed(seed, *parts))
 
-# %% ../nbs/000_core.ipynb #0abfd9ed
+# %% ../nbs/000_core.ipynb #8225236a
 def device_for(
     name: str = "auto",  # "auto", "cpu", "cuda", "cuda:1", "mps"
 ) -> str:  # a device that torch accepts and this machine has
@@ -226,7 +227,7 @@ def progress(
     quiet = True if switched_off or testing else None  # None: silent where nobody watches (a pipe)
     return tqdm(items, desc=desc, total=total, disable=quiet, leave=False)
 
-# %% ../nbs/000_core.ipynb #b14b10d2
+# %% ../nbs/000_core.ipynb #0255a750
 @contextlib.contextmanager
 def atomic_path(
     path: str | Path,  # where the finished file belongs
@@ -251,7 +252,7 @@ def slug(
         return clean
     return f"{clean}-{hashlib.sha256(str(name).encode()).hexdigest()[:6]}"
 
-# %% ../nbs/000_core.ipynb #3edfbc87
+# %% ../nbs/000_core.ipynb #9133b5b4
 def check_cohort(
     adata: AnnData,  # AnnData in longaml's contract
 ) -> AnnData:  # `adata`, unchanged
@@ -272,7 +273,7 @@ def check_cohort(
         )
     return adata
 
-# %% ../nbs/000_core.ipynb #821af3ad
+# %% ../nbs/000_core.ipynb #20670066
 def timepoints_of(
     adata: AnnData,  # a cohort
 ) -> list[str]:  # names of the timepoints
@@ -286,7 +287,7 @@ def input_kind(
     "What the cohort was read from: raw counts, or values normalised elsewhere."
     return str(adata.uns.get(UNS, {}).get("input_kind", "counts"))
 
-# %% ../nbs/000_core.ipynb #41844012
+# %% ../nbs/000_core.ipynb #e12c6b93
 def counts_of(
     adata: AnnData,  # a cohort read from counts
 ) -> sp.csr_matrix:  # CSR (cells, genes)

@@ -78,7 +78,8 @@ def test_notebooks_and_modules_mirror_each_other():
             assert nb == f"{module.rpartition('.')[0].replace('.', '/')}/{Path(nb).name}".lstrip(
                 "/"
             )
-            assert Path(nb).stem == f"{number(nb):03d}_{module.rpartition('.')[2]}"
+            leaf = module.rpartition(".")[2].strip("_")  # `__main__` is 901_main
+            assert Path(nb).stem == f"{number(nb):03d}_{leaf}"
 
 
 def upward(exported: bool) -> list[str]:

@@ -114,24 +114,23 @@ class BiLSTMModel(NetworkClassifier):
         super().__init__("bilstm", training=training, device=device, **settings)
 
 
-_BILSTM = ModelSpec(
-    "bilstm",
-    ("state",),
-    label="a bidirectional long short-term memory network",
-    make=BiLSTMModel,
-    kind="network",
-    network=BiLSTM,
-    config=BiLSTMConfig,
-    sentence="A bidirectional long short-term memory network reads the visits of a patient "
-    "from both ends.",
-    citation="Schuster M, Paliwal KK (1997) Bidirectional recurrent neural networks. "
-    "IEEE Transactions on Signal Processing 45:2673-2681.",
-    stacks=True,
-    ranks=True,
-    at_once=5,
-    place=130,
-)
-register(_BILSTM)
-register(  # forecasts: a larger step, chosen on realistic cohorts of seeds 11 and 12
-    replace(_BILSTM, tasks=("forecast", "impute"), training=replace(FORECASTING, lr=0.1))
+register(
+    ModelSpec(
+        "bilstm",
+        ("state", "forecast", "impute"),
+        label="a bidirectional long short-term memory network",
+        make=BiLSTMModel,
+        kind="network",
+        network=BiLSTM,
+        config=BiLSTMConfig,
+        forecasting=replace(FORECASTING, lr=0.1),  # chosen on cohorts of seeds 11 and 12
+        sentence="A bidirectional long short-term memory network reads the visits of a patient "
+        "from both ends.",
+        citation="Schuster M, Paliwal KK (1997) Bidirectional recurrent neural networks. "
+        "IEEE Transactions on Signal Processing 45:2673-2681.",
+        stacks=True,
+        ranks=True,
+        at_once=5,
+        place=130,
+    )
 )

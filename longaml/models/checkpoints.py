@@ -133,7 +133,8 @@ def registered_as(
     model: nn.Module,  # a network
 ) -> ModelSpec | None:
     "The entry of a network's class; None where it has none."
-    return next((s for s in specs(network=True) if s.config and type(model) is s.network), None)
+    networks = [s for s in specs(network=True) if s.config]
+    return next((s for s in networks if type(model) is s.network), None)
 
 
 def save(
@@ -147,8 +148,8 @@ def save(
     if entry is None:
         raise ValueError(
             f"{type(fitted.model).__name__} is not a registered model, so a file of it could not "
-            "be read back; register it: la.models.contract.register(la.models.ModelSpec(name, tasks, "
-            "network=..., config=...))"
+            "be read back; register it: la.models.contract.register("
+            "la.models.ModelSpec(name, tasks, network=..., config=...))"
         )
     content = {
         "format": _FORMAT,

@@ -88,6 +88,7 @@ class ModelSpec:
     config: type | None = None  # dataclass that the network's constructor takes
     settings: tuple[tuple[str, Any], ...] = ()  # fields of `config` that differ from its defaults
     training: Any = None  # a Training for fits of the network; None: the task's
+    forecasting: Any = None  # a Training for forecasts, where it differs; None: `training`
     at_once: int = 2  # permutations scored in one piece of work
     least_nulls: int = 0  # permutations at least, where a fit costs nothing
     place: int = 1000  # order in lists and tables

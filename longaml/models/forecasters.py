@@ -293,7 +293,8 @@ class Network(Settings):
 
     def _training(self):
         usual = FORECASTING if self.spec.config else OWN_FORECASTING
-        return replace(self.how or self.spec.training or usual, device=self.device)
+        own = self.how or self.spec.forecasting or self.spec.training
+        return replace(own or usual, device=self.device)
 
     def fit(self, f: Forecasts, *, seed: int = 0) -> "Network":
         "Train the networks on what own-level regression leaves."

@@ -9,5 +9,5 @@ __all__ = ['NAMES']
 from .. import attach_names
 
 # %% ../../nbs/tasks/index.ipynb #44de77c4
-NAMES = {}
+NAMES: dict[str, str] = {}
 __getattr__, __dir__, __all__ = attach_names(__name__, NAMES)

@@ -3,10 +3,10 @@
     python tests/benchmarks/bench_training.py           # 10 patients x 400 genes; 28 x 2,000
     python tests/benchmarks/bench_training.py --quick   # 8 fits of a small cohort, for the tests
 
-Both sides train the same networks in one process: one `la.models.stacking.fit_many` call against one
-`la.models.fit` per network, the plain loop. Nothing is dropped out, so that the networks of both
-sides must agree; the exit status is 1 where they do not. Threads are as the environment says
-(OMP_NUM_THREADS).
+Both sides train the same networks in one process: one call of `la.models.stacking.fit_many`
+against one of `la.models.fit` per network, the plain loop. Nothing is dropped out, so that the
+networks of both sides must agree; the exit status is 1 where they do not. Threads are as the
+environment says (OMP_NUM_THREADS).
 """
 
 import argparse
