@@ -49,93 +49,92 @@ def _nearest(name, names):
 
 # %% ../nbs/999_init.ipynb #069218bc
 _MOVED = {
-    "core": ("check_cohort timepoints_of contrasts contrast_name contrast_pair"),
-    "datasets": ("fetch_gse235063 simulate_cohort write_geo simulate_perturbseq simulate_types"),
-    "datasets.cohort": ("EVALUATION_SEEDS NULL_SEEDS config_for CohortConfig PRESETS"),
-    "datasets.writers": ("GEO_TRAPS"),
+    "core": "check_cohort timepoints_of contrasts contrast_name contrast_pair",
+    "datasets": "fetch_gse235063 simulate_cohort write_geo simulate_perturbseq simulate_types",
+    "datasets.cohort": "EVALUATION_SEEDS NULL_SEEDS config_for CohortConfig PRESETS",
+    "datasets.writers": "GEO_TRAPS",
     "pp": (
-        "as_cohort save_cohort normalize variable_genes pseudobulk bags sequences "
-        "state_sets patient_folds thin as_perturbseq pseudobulk_perturbations "
-        "vocabulary Encoding rank_tokens write_tokens open_tokens"
+        "as_cohort save_cohort normalize variable_genes pseudobulk bags sequences state_sets "
+        "patient_folds thin as_perturbseq pseudobulk_perturbations vocabulary Encoding "
+        "rank_tokens write_tokens open_tokens"
     ),
-    "pp.preprocessing": ("Sequences"),
-    "pp.tokens": ("Vocabulary value_bins previous_bags encode Previous check_lineages"),
+    "pp.preprocessing": "Sequences",
+    "pp.tokens": "Vocabulary value_bins previous_bags encode Previous check_lineages",
     "models": (
-        "fit Training build save load annotate_libraries Logistic TemporalTransformer "
-        "LSTM BiLSTM rank_genes integrated_gradients knockout LinearResponse "
-        "CrossAttention ScBMLP ScBMLPClassifier interactions top_pairs "
-        "CellTypeClassifier annotate BayesianRidge FactorModel"
+        "fit Training build save load annotate_libraries Logistic TemporalTransformer LSTM "
+        "BiLSTM rank_genes integrated_gradients knockout LinearResponse CrossAttention ScBMLP "
+        "ScBMLPClassifier interactions top_pairs CellTypeClassifier annotate BayesianRidge "
+        "FactorModel registered=spec"
     ),
-    "models.stacking": ("fit_many"),
-    "models.training": ("Fitted Job attention matrix_form state_loss registered GeneProjection"),
-    "models.contract": ("register"),
+    "models.stacking": "fit_many attention matrix_form GeneProjection",
+    "models.training": "Fitted Job state_loss",
+    "models.contract": "register",
     "models.baselines": (
         "Majority PatientLineage SelectGenes held_out_proba patient_accuracy patient_auroc"
     ),
     "models.forecasters": (
-        "NoChange MeanShift OwnLevel Ridge Network forecasts Forecasts forecaster "
-        "forecast_folds held_out_changes patient_changes forecast_table "
-        "cross_gene_test change_loss"
+        "NoChange MeanShift OwnLevel Ridge Network forecasts Forecasts forecaster change_loss"
     ),
     "models.lgem": (
         "LGEM LGEMConfig solve_lgem choose_lgem gene_embedding perturbation_embedding "
         "perturbation_components"
     ),
-    "models.scbmlp": ("ScBMLPRegressor ScBMLPConfig"),
-    "models.celltype": ("CellTypeTransformer CellTypeConfig celltype_proba celltype_tokens"),
-    "models.classical": ("bayesian_ridge Posterior coefficient_table"),
+    "models.scbmlp": "ScBMLPRegressor ScBMLPConfig",
+    "models.celltype": "CellTypeTransformer CellTypeConfig celltype_proba celltype_tokens",
+    "models.classical": "bayesian_ridge Posterior coefficient_table",
     "tl": (
-        "differential_expression deseq2 audit permute_libraries p_values q_values "
-        "stability power as_ranking as_scanpy correlation_matrix bdm "
-        "rank_network_change fit_factors factor_changes"
+        "differential_expression deseq2 audit permute_libraries p_values q_values stability "
+        "power as_ranking as_scanpy correlation_matrix bdm rank_network_change fit_factors "
+        "factor_changes"
     ),
-    "tl.networks": ("correlation_test library_profiles adjacency centralities"),
+    "tl.networks": "correlation_test library_profiles adjacency centralities",
     "tl.network_changes": (
         "compare_networks network_change_scorer change_rows library_correlations pair_changes"
     ),
-    "tl.factors": ("activities factor_stability leading_genes Factors chosen_k"),
-    "tl.expression": ("moderated_t de_table de_coverage de_stability"),
+    "tl.factors": "activities factor_stability leading_genes Factors chosen_k",
+    "tl.expression": "moderated_t de_table de_coverage de_stability",
     "tl.permutation": (
-        "paired_differences design_of studentise paired_scorer held_out_scorer "
-        "align_scores strata_of"
+        "paired_differences design_of studentise paired_scorer held_out_scorer align_scores "
+        "strata_of"
     ),
-    "tl.checks": ("input_change"),
-    "tl.nuisances": ("explanations"),
+    "tl.checks": "input_change",
+    "tl.nuisances": "explanations",
     "pl": (
         "plot_cohort=cohort plot_composition=composition plot_depth=depth "
         "plot_accuracy=accuracy plot_volcano=volcano plot_qq=qq plot_null=null "
-        "plot_audit=audit plot_precision_recall=precision_recall "
-        "plot_stability=stability plot_top_genes=top_genes plot_patients=patients "
-        "plot_reliability=reliability plot_gene_times=gene_times "
-        "plot_forecast=forecast"
+        "plot_audit=audit plot_precision_recall=precision_recall plot_stability=stability "
+        "plot_top_genes=top_genes plot_patients=patients plot_reliability=reliability "
+        "plot_gene_times=gene_times plot_forecast=forecast"
     ),
-    "pl.evaluation": ("plot_responses plot_by_effect"),
-    "pl.genes": ("plot_courses"),
-    "experiment": ("Run run_cohort run_demo run_network run_de evaluate compare write_report"),
-    "models.transformer": ("TransformerConfig"),
-    "models.lstm": ("LSTMConfig LSTMLayer"),
-    "models.bilstm": ("BiLSTMConfig"),
+    "pl.evaluation": "plot_responses plot_by_effect",
+    "pl.genes": "plot_courses",
+    "experiment": "Run run_cohort run_demo run_network run_de evaluate compare write_report",
+    "models.transformer": "TransformerConfig",
+    "models.lstm": "LSTMConfig LSTMLayer",
+    "models.bilstm": "BiLSTMConfig",
     "models.attribution": (
-        "contributions set_answer read_gmt group_masks fold_jobs held_out_fits "
-        "held_out_mean score_fits network_scorer"
+        "contributions set_answer read_gmt group_masks fold_jobs held_out_fits held_out_mean "
+        "score_fits network_scorer"
     ),
-    "tl.ranking": ("rank_scorer ranking_table Ranked nogueira"),
-    "published": ("run_published fit_published audit_published"),
-    "published.trajectories": ("trajectories"),
-    "published.protocol": ("published_knockouts pooled_accuracy"),
+    "tl.ranking": "rank_scorer ranking_table Ranked nogueira",
+    "published": "run_published fit_published audit_published",
+    "published.trajectories": "trajectories",
+    "published.protocol": "published_knockouts pooled_accuracy",
     "tasks.earlier_genes": (
         "rank_earlier_genes earlier_gene_scores partial_correlation cross_contributions"
     ),
-    "tasks.forecast": ("evaluate_forecast"),
-    "tasks.timepoint": (
-        "coverage reach predict_state evaluate_state evaluation_table "
-        "prediction_table gene_times rank_state"
+    "tasks.forecast": (
+        "evaluate_forecast forecast_folds held_out_changes patient_changes forecast_table "
+        "cross_gene_test"
     ),
-    "experiment.audit": ("audit_csv"),
-    "datasets.perturbseq": ("perturb_config_for PerturbConfig PERTURB_PRESETS"),
+    "tasks.timepoint": (
+        "predict_state evaluate_state evaluation_table prediction_table rank_state"
+    ),
+    "experiment.audit": "audit_csv",
+    "datasets.perturbseq": "perturb_config_for PerturbConfig PERTURB_PRESETS",
     "pp.perturbations": (
-        "check_perturbseq split_halves control_halves members_of measured_in "
-        "sums_by_code log_profiles"
+        "check_perturbseq split_halves control_halves members_of measured_in sums_by_code "
+        "log_profiles"
     ),
     "models.responses": (
         "perturbation_folds PerturbationFold NoResponse MeanResponse AdditiveResponse "
@@ -152,39 +151,40 @@ _MOVED = {
     "pp.perturbation_pairs": (
         "PerturbationPairs perturbation_pairs expressed_variable_genes token_places"
     ),
-    "tasks.perturbation": ("evaluate_perturbations predictor chosen_predictors"),
-    "experiment.perturb": ("run_perturb"),
+    "tasks.perturbation": "evaluate_perturbations predictor chosen_predictors",
+    "experiment.perturb": "run_perturb",
     "models.quadratic": (
-        "QuadraticForm interaction write_modules accuracy_by_modules "
-        "correlation_modules jaccard enrichment module_activity"
+        "QuadraticForm interaction write_modules accuracy_by_modules correlation_modules "
+        "jaccard enrichment module_activity"
     ),
     "tasks.module_tests": (
-        "pair_test product_test pair_cells pair_precision eigenvalue_test "
-        "module_stability subspace_overlap"
+        "pair_test product_test pair_cells pair_precision eigenvalue_test module_stability "
+        "subspace_overlap"
     ),
     "pl.cells": (
         "plot_spectrum plot_modules plot_network plot_activity plot_confusion plot_calibration"
     ),
-    "tasks.modules": ("evaluate_cells module_tables pair_tables=pair_table"),
-    "pp.cells": ("cell_data CellData cell_blocks labelled_cells"),
+    "tasks.modules": "evaluate_cells module_tables pair_tables=pair_table",
+    "pp.cells": "cell_data CellData cell_blocks labelled_cells",
     "tasks.cells": ("recall_table logistic_proba cell_scores calibration_table calibration_error"),
-    "tasks.responses": ("graph_frequencies held_out_r2 response_embedding"),
-    "experiment.modules": ("run_modules"),
-    "experiment.celltype": ("run_celltype annotate_file"),
-    "datasets.typed_cells": ("typed_config_for TypedCellsConfig TYPED_PRESETS"),
-    "pp.token_data": ("TokenData token_data"),
-    "models.rank_tokens": ("RankTokens"),
-    "tasks.celltype_genes": ("token_contributions class_gene_scores celltype_genes"),
-    "tasks.celltype": ("judge_celltypes evaluate_celltypes celltype_scores like_for_like"),
+    "tasks.responses": "graph_frequencies held_out_r2 response_embedding",
+    "experiment.modules": "run_modules",
+    "experiment.celltype": "run_celltype annotate_file",
+    "datasets.typed_cells": "typed_config_for TypedCellsConfig TYPED_PRESETS",
+    "pp.token_data": "TokenData token_data",
+    "models.rank_tokens": "RankTokens",
+    "tasks.celltype_genes": "token_contributions class_gene_scores celltype_genes",
+    "tasks.celltype": "judge_celltypes evaluate_celltypes celltype_scores like_for_like",
     "tl.block_decomposition": ("node_impact edge_impact rank_by_impact random_graph rewired_graph"),
     "pl.networks": ("plot_adjacency plot_degree_impact plot_factor_stability plot_factor_changes"),
-    "experiment.de": ("de_audit de_lines"),
-    "experiment.evaluation": ("signed_rank plot_comparison run_comparison compared_models"),
-    "experiment.recovery": ("driver_recovery call_recovery plot_recovery"),
-    "experiment.steps": ("cohort_hash"),
-    "experiment.report_tables": ("read_run held_out top_genes"),
-    "experiment.report_text": ("at_a_glance methods references"),
-    "experiment.agreement": ("concordance"),
+    "experiment.de": "de_audit de_lines",
+    "experiment.evaluation": "signed_rank plot_comparison run_comparison compared_models",
+    "experiment.recovery": "driver_recovery call_recovery plot_recovery",
+    "experiment.steps": "cohort_hash",
+    "experiment.report_tables": "read_run held_out top_genes",
+    "experiment.report_text": "at_a_glance methods references",
+    "experiment.agreement": "concordance",
+    "tasks.coverage": "coverage reach gene_times",
 }
 
 # %% ../nbs/999_init.ipynb #8e3390f9
@@ -219,6 +219,8 @@ def _address(
     path: str,  # such as "pp.bags" or "tl.permutation.studentise"
 ) -> str:  # name of the object in nbdev's index
     "Where a dotted name is defined."
+    if path == "read_cohort":
+        path = "pp.read_cohort"
     namespace, _, name = path.rpartition(".")
     if namespace not in NAMESPACES:
         return f"longaml.{path}"

@@ -151,10 +151,11 @@ def as_options(
         if listed:
             text = text.replace(listed[0], f"{said} {_as_given(listed[1])}")
         text = re.sub(rf"\b{name}=(?=[\s,;.)]|$)", f"{said}{value}", text)
-        at_fault = name == parameter and option.metavar
+        one = parameter if name == f"{parameter}s" else name  # a model of --models
+        at_fault = parameter == one and option.metavar
         number = "_" in name and option.metavar == "N"
         if at_fault or number:
-            text = re.sub(rf"(?<![-\w'/]){name}\b(?= is |s? |,|\.|$)", said, text, count=2)
+            text = re.sub(rf"(?<![-\w'/]){one}\b(?= is |s? |,|\.|$)", said, text, count=2)
     return text
 
 # %% ../nbs/900_cli.ipynb #b0d8b79f

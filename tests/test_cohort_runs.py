@@ -1473,7 +1473,7 @@ def test_own_models_on_the_command_line(cohort, tmp_path):
     out = tmp_path / "out"
     args = ["--timepoints", "DX,REL", "--models", models, "--nulls", 2]
     succeed("run", cohort, "--out", out, *args)
-    own = {"TinyGRU", "standardscaler-logisticregression", "Constant", "Position"}
+    own = {"TinyGRU", "PIPELINE", "Constant", "Position"}
     for name in ("evaluation", "predictions", "ranking", "audit", "stability", "gene_changes"):
         assert own <= set(table(out, f"{name}.csv")["model"]), name
     drawn = {p.stem for p in (out / "figures").iterdir()}

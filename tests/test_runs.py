@@ -120,7 +120,7 @@ def out(tmp_path):
 
 def test_refuses_a_folder_in_use(out):
     before = files(out)
-    with pytest.raises(FileExistsError, match="not empty.*--resume"):
+    with pytest.raises(FileExistsError, match="not empty.*resume=True"):
         start(out, nulls=20)
     assert files(out) == before
 

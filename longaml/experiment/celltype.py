@@ -134,7 +134,7 @@ def _training_cells(config):
     pp.tokens.check_lineages(adata, config.label_key)
     given = {"label_key": config.label_key, "patient_key": PATIENT}
     cells = pp.cells.labelled_cells(adata, seed=config.seed, **given)
-    before = pp.previous_bags(adata, seed=config.seed)
+    before = pp.tokens.previous_bags(adata, seed=config.seed)
     known = adata.obs_names.get_indexer(cells.obs_names)
     cells.obs[LINEAGE] = adata.obs[LINEAGE].astype(str).to_numpy()[known]
     return TrainingCells(cells, before.take(known))

@@ -52,7 +52,7 @@ def read_manifest(
     if not found:
         return None
     if not resume:
-        hint = ", or resume the run that is in it (--resume, resume=True)"
+        hint = ", or resume the run that is in it (resume=True)"
         raise FileExistsError(
             f"the folder {str(out)!r} is not empty (it holds {listing(found, 4)}). "
             f"Give an empty or new folder{hint if 'run.json' in found else ''}."

@@ -166,11 +166,14 @@ class Perturb(Experiment):
     def figures(self, data: Any, found: Any) -> Iterator[tuple[str, Any]]:
         "Scores compared with the mean, by size of effect, and the strongest perturbations."
         for metric in COMPARED_METRICS:
-            yield f"compared-{metric}", pl.responses(found.comparison, metric=metric)
+            yield (
+                f"compared-{metric}",
+                pl.evaluation.plot_responses(found.comparison, metric=metric),
+            )
         signal = found.signal
         models = tasks.perturbation.chosen_predictors(self.config.models)
         shown = [m for m in models if m != "no_change"]
-        yield "by-effect", pl.by_effect(found.evaluation, signal, models=shown)
+        yield "by-effect", pl.evaluation.plot_by_effect(found.evaluation, signal, models=shown)
         predictions = found.predictions
         for split in predictions.obs["split"].unique():
             yield f"strongest-{split}", _strongest_figure(predictions, split, signal)

@@ -29,6 +29,7 @@ from longaml.core import (
     slug,
     timepoints_of,
 )
+from ..models.answers import checked_proba
 from ..models.attribution import fold_jobs, held_out_fits, held_out_mean, network_ranker_of
 from longaml.models.baselines import (
     evaluation_table,
@@ -101,7 +102,12 @@ def network_proba(
         stacks=spec.stacks,
         desc=f"{spec.name}: {len(folds)} folds",
     )
-    return held_out_mean(fits, sets, lambda f, s: f.predict_proba(s)), fits
+
+    def answer(fitted, part):
+        p = fitted.predict_proba(part)
+        return checked_proba(spec.name, p, part) if spec.kind == "own" else p
+
+    return held_out_mean(fits, sets, answer), fits
 
 
 @dataclass
