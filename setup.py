@@ -21,7 +21,7 @@ extras = {
     "dev": cfg["dev_requirements"].split(),
     "deseq2": ["pydeseq2>=0.5"],
     "ot": ["POT>=0.9.5"],
-    "report": ["nbclient>=0.10", "nbconvert>=7.16", "nbformat>=5.10", "ipykernel>=6.29"],
+    "report": ["nbformat>=5.10"],  # nothing more is needed since 0.2; kept for old commands
     "bdm": ["pybdm==0.1.0"],
 }
 

@@ -1,5 +1,6 @@
 "One's own models: stored results follow the model, and an answer that is none is refused."
 
+import importlib
 import logging
 from dataclasses import dataclass, replace
 
@@ -289,3 +290,15 @@ def test_a_module_beside_a_file_is_found_by_its_import(tmp_path):
         (tmp_path / name).write_text(text)
     found = [p.relative_to(tmp_path).as_posix() for p in fingerprint.own_files(tmp_path / "a.py")]
     assert sorted(found) == ["a.py", "b.py", "pack/__init__.py", "pack/c.py"]
+
+
+def test_modules_that_the_user_imported_stay_the_same_objects(tmp_path, monkeypatch):
+    "A notebook and a file of models in one folder: loading the file replaces nothing."
+    (tmp_path / "la_neighbour_of_models.py").write_text("class Kept: pass\n")
+    (tmp_path / "la_models_here.py").write_text(
+        "from sklearn.linear_model import LogisticRegression\nMine = LogisticRegression()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = importlib.import_module("la_neighbour_of_models")
+    resolve(f"{tmp_path / 'la_models_here.py'}:Mine", "state")
+    assert importlib.import_module("la_neighbour_of_models") is before

@@ -82,7 +82,7 @@ class RunConfig(CohortFolder):
     report: Annotated[
         bool,
         Option(
-            "Leave report.ipynb and report.html in the folder; needs longaml[report].",
+            "Leave report.ipynb and report.html in the folder.",
             name="--report/--no-report",
             last=True,
         ),
@@ -326,7 +326,7 @@ class DemoConfig(Config):
     report: Annotated[
         bool,
         Option(
-            "Leave a report in the folder of the run; needs longaml[report].",
+            "Leave a report in the folder of the run.",
             name="--report/--no-report",
             last=True,
         ),

@@ -288,17 +288,20 @@ def fingerprint(
         return uuid.uuid4().hex[:16]
 
 # %% ../../nbs/models/501_fingerprint.ipynb #721b2b3c
-def _forget_own(folder):  # modules of a user's folder, so that an edited one is read again
-    found = [k for k in sys.modules if (folder / f"{k.partition('.')[0]}.py").is_file()]
-    found += [k for k in sys.modules if (folder / k.partition(".")[0] / "__init__.py").is_file()]
-    for name in found:
-        if not is_library(name) and name != "__main__":
-            sys.modules.pop(name, None)
+_HELPERS: set[str] = set()  # modules that files of models brought with them
+
+
+def _take_out(folder):  # the modules of a user's folder, so that an edited one is read again
+    found = {k for k in sys.modules if (folder / f"{k.partition('.')[0]}.py").is_file()}
+    found |= {k for k in sys.modules if (folder / k.partition(".")[0] / "__init__.py").is_file()}
+    own = [name for name in found if not is_library(name) and name != "__main__"]
+    return {name: sys.modules.pop(name) for name in own}
 
 
 @contextlib.contextmanager
 def _imports_from(folder):  # modules beside a file are found first, and compiled from their source
-    _forget_own(folder)
+    before = _take_out(folder)
+    there = set(sys.modules)
     importlib.invalidate_caches()
     kept = sys.dont_write_bytecode
     sys.dont_write_bytecode = True
@@ -308,6 +311,9 @@ def _imports_from(folder):  # modules beside a file are found first, and compile
     finally:
         sys.dont_write_bytecode = kept
         sys.path.remove(str(folder))
+        elsewhere = {name: m for name, m in before.items() if name not in _HELPERS}
+        _HELPERS.update(set(sys.modules) - there - set(elsewhere))
+        sys.modules.update(elsewhere)  # what the user's own code has imported stays what it is
 
 
 def _load_file(path):  # the module of a Python file, once per content
