@@ -451,21 +451,16 @@ def test_convert_then_run_gives_the_same_tables(cohort, quick, tmp_path, capsys)
     assert a == b
 
 
+def run_elsewhere(cohort, folder, options):
+    "The same run in another process, with another hash seed, from another folder."
+    how = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7"}
+    done = python("-c", CODE, "run", cohort, "--out", "out", *options, cwd=folder, **how)
+    assert done.returncode == 0, done.stderr
+
+
 def test_same_seed_same_bytes(cohort, quick, tmp_path):
     "In another process, with another hash seed, from another folder."
-    done = python(
-        "-c",
-        CODE,
-        "run",
-        cohort,
-        "--out",
-        "out",
-        *QUICK,
-        cwd=tmp_path,
-        PYTHONPATH=str(ROOT),
-        PYTHONHASHSEED="7",
-    )
-    assert done.returncode == 0, done.stderr
+    run_elsewhere(cohort, tmp_path, QUICK)
     assert differing(tmp_path / "out", quick) == []
 
 
@@ -499,19 +494,7 @@ def network(cohort, tmp_path_factory):
 
 def test_a_network_gives_the_same_bytes(cohort, network, tmp_path):
     "Weights included, in another process."
-    done = python(
-        "-c",
-        CODE,
-        "run",
-        cohort,
-        "--out",
-        "out",
-        *NETWORK,
-        cwd=tmp_path,
-        PYTHONPATH=str(ROOT),
-        PYTHONHASHSEED="7",
-    )
-    assert done.returncode == 0, done.stderr
+    run_elsewhere(cohort, tmp_path, NETWORK)
     assert (
         any(f.endswith(".pt") for f in files(network))
         and differing(tmp_path / "out", network) == []

@@ -19,7 +19,7 @@ from longaml.models.checkpoints import network_for
 from longaml.models.contract import KINDS, MODEL_TASKS, ModelSpec, Settings, names, register, specs
 from longaml.models.forecasters import Forecasts, forecaster
 from longaml.models.own_models import knockout_contributions, resolve, resolve_all
-from longaml.models.stacking import fit_many
+from longaml.models.stacking import fit_many, orders_of
 from longaml.models.training import Job, Training
 from longaml.tasks import timepoint
 from longaml.tasks.forecast import held_out_change
@@ -440,3 +440,12 @@ def test_configured_networks_and_all_patients(cohort, bagged):
     assert isinstance(result.to_frame(), pd.DataFrame)
     with pytest.raises(ValueError, match="is not among the models"):
         result.best("lstm")
+
+
+@pytest.mark.parametrize("visits", [2, 3, 4, 5, 7])
+def test_a_set_is_read_in_orders_that_favour_no_position(visits):
+    "A network that reads in order must not learn from where a bag stands, however many visits."
+    orders = orders_of(visits)
+    assert all(sorted(order) == list(range(visits)) for order in orders)
+    counts = [np.bincount(column, minlength=visits) for column in orders.T]
+    assert (np.array(counts) == len(orders) / visits).all()

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from .. import models as registry
+from .. import pl, tl
 from .. import tasks as questions
-from .. import tl
 from longaml.core import (
     ALL,
     InputError,
@@ -46,7 +46,7 @@ from .steps import CohortSteps, Fitting
 from .store import Run, Store
 
 # %% ../../nbs/experiment/720_evaluation.ipynb #47568d7f
-TASKS = ("state", "forecast", "impute")
+TASKS = registry.contract.COHORT_TASKS
 REGRESSION = {"state": "logistic", "forecast": "own_level", "impute": "own_level"}
 
 
@@ -232,11 +232,8 @@ COMPARED = ("task", "contrast", "metric", "model", "against", "role")
 
 def _paired(d):
     "Patients, mean difference, 95% interval, p."
-    from scipy.stats import t
-
-    n, mean, half = len(d), float(d.mean()), math.nan
-    if n > 1:
-        half = float(t.ppf(0.975, n - 1) * d.std() / math.sqrt(n))
+    n = len(d)
+    mean, half = pl.style.mean_interval(d)
     return {
         "patients": n,
         "difference": mean,

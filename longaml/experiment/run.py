@@ -52,7 +52,7 @@ from .steps import CohortSteps, Fitting
 from .store import Run, slug
 
 # %% ../../nbs/experiment/718_run.ipynb #5d08c9e6
-TASKS = ("state", "forecast", "impute")
+TASKS = models.contract.COHORT_TASKS
 
 
 @dataclass(frozen=True, kw_only=True)

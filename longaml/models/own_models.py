@@ -19,6 +19,7 @@ import numpy as np
 from ..core import InputError, check_choice, derive_seed, listing, rng_for
 from .answers import checked_proba, checked_rows, named_errors
 from longaml.models.contract import (
+    COHORT_TASKS,
     MODEL_TASKS,
     ModelSpec,
     Settings,
@@ -33,7 +34,7 @@ from longaml.models.contract import (
 from .fingerprint import OWN_FILE, fingerprint, from_file, is_library
 
 # %% ../../nbs/models/503_own_models.ipynb #0f8df244
-OWN_TASKS = ("state", "forecast", "impute")  # tasks that accept unregistered models
+OWN_TASKS = COHORT_TASKS  # tasks that accept unregistered models
 
 # %% ../../nbs/models/503_own_models.ipynb #1b113dda
 def _answer(model, sets):  # (n,) how far the true timepoints stand above the others

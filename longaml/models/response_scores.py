@@ -18,6 +18,7 @@ from anndata import AnnData
 
 from ..core import InputError, derive_seed, listing, progress
 from .responses import MeanResponse, PerturbationFold, changes_of
+from ..pl.style import mean_interval
 from longaml.pp.perturbations import (
     CHANGE,
     CONTROL,
@@ -198,13 +199,9 @@ def half_signal(
 
 # %% ../../nbs/models/522_response_scores.ipynb #8d9a8a6c
 def _advantage(split, metric, model, wide):  # one row: a model's paired advantage over the mean
-    from scipy.stats import t
-
     gain = wide[model] - wide["mean"]
     d = (-gain if metric in LOWER_IS_BETTER else gain).dropna()
-    half = np.nan
-    if len(d) > 1:
-        half = t.ppf(0.975, len(d) - 1) * d.std() / np.sqrt(len(d))
+    mean, half = mean_interval(d)
     return {
         "split": split,
         "metric": metric,
@@ -212,9 +209,9 @@ def _advantage(split, metric, model, wide):  # one row: a model's paired advanta
         "perturbations": len(d),
         "genes": len(members_in(d.index)),
         "value": wide[model].mean(),
-        "better_than_mean": d.mean(),
-        "low": d.mean() - half,
-        "high": d.mean() + half,
+        "better_than_mean": mean,
+        "low": mean - half,
+        "high": mean + half,
     }
 
 

@@ -121,10 +121,23 @@ def gene_scale(
     return scale * torch.as_tensor(chosen, dtype=scale.dtype, device=scale.device)
 
 
-class GeneProjection(nn.Module):
-    "A linear map of genes in units of their spread; genes not chosen have scale zero."
+class _GeneUnits(nn.Module):
+    "Input genes in units of their spread, which is set when a fit begins."
 
     scale: torch.Tensor  # (genes,)
+
+    def calibrate(
+        self,
+        batch: dict[str, torch.Tensor],
+        weight: torch.Tensor,
+        chosen: np.ndarray | None = None,
+    ) -> None:
+        "Set the scale from weighted rows; called by `fit`."
+        self.scale.copy_(gene_scale(batch, weight, chosen))
+
+
+class GeneProjection(_GeneUnits):
+    "A linear map of genes in units of their spread; genes not chosen have scale zero."
 
     def __init__(
         self,
@@ -140,24 +153,13 @@ class GeneProjection(nn.Module):
             self.linear.weight.mul_(gain)
         self.register_buffer("scale", torch.ones(n_genes))
 
-    def calibrate(
-        self,
-        batch: dict[str, torch.Tensor],
-        weight: torch.Tensor,
-        chosen: np.ndarray | None = None,
-    ) -> None:
-        "Set the scale from weighted rows; called by `fit`."
-        self.scale.copy_(gene_scale(batch, weight, chosen))
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         "Genes (..., genes) to (..., width)."
         return F.linear(x, self.linear.weight * self.scale, self.linear.bias)
 
 
-class ScaledInput(nn.Module):
+class ScaledInput(_GeneUnits):
     "Any network of forward(x, mask): genes in units of their spread, genes not chosen at zero."
-
-    scale: torch.Tensor  # (genes,)
 
     def __init__(
         self,
@@ -174,15 +176,6 @@ class ScaledInput(nn.Module):
         self.n_outputs = n_outputs
         self.name = name or type(network).__name__
         self.register_buffer("scale", torch.ones(n_genes))
-
-    def calibrate(
-        self,
-        batch: dict[str, torch.Tensor],
-        weight: torch.Tensor,
-        chosen: np.ndarray | None = None,
-    ) -> None:
-        "Set the scale from weighted rows; called by `fit`."
-        self.scale.copy_(gene_scale(batch, weight, chosen))
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         "The network's outputs (batch, time, outputs), zero where a visit is missing."
