@@ -54,26 +54,28 @@ _MOVED = {
     "datasets.cohort": "EVALUATION_SEEDS NULL_SEEDS config_for CohortConfig PRESETS",
     "datasets.writers": "GEO_TRAPS",
     "pp": (
-        "as_cohort save_cohort normalize variable_genes pseudobulk bags sequences state_sets "
-        "patient_folds thin as_perturbseq pseudobulk_perturbations vocabulary Encoding "
-        "rank_tokens write_tokens open_tokens"
+        "as_cohort save_cohort normalize variable_genes pseudobulk bags sequences "
+        "state_sets=timepoint_pairs patient_folds thin=downsample as_perturbseq "
+        "pseudobulk_perturbations vocabulary Encoding rank_tokens write_tokens open_tokens"
     ),
     "pp.preprocessing": "Sequences",
-    "pp.tokens": "Vocabulary value_bins previous_bags encode Previous check_lineages",
+    "pp.tokens": "Vocabulary value_bins previous_bags encode Previous check_lineages=check_clones",
     "models": (
-        "fit Training build save load annotate_libraries Logistic TemporalTransformer LSTM "
-        "BiLSTM rank_genes integrated_gradients knockout LinearResponse CrossAttention ScBMLP "
-        "ScBMLPClassifier interactions top_pairs CellTypeClassifier annotate BayesianRidge "
-        "FactorModel registered=spec"
+        "fit Training build save load annotate_libraries=annotate_samples Logistic "
+        "TemporalTransformer LSTM BiLSTM rank_genes integrated_gradients knockout LinearResponse "
+        "CrossAttention ScBMLP ScBMLPClassifier interactions top_pairs CellTypeClassifier annotate "
+        "BayesianRidge FactorModel registered=spec"
     ),
     "models.stacking": "fit_many attention matrix_form GeneProjection",
-    "models.training": "Fitted Job state_loss",
+    "models.training": "Fitted Job state_loss=timepoint_loss",
     "models.contract": "register",
     "models.baselines": (
-        "Majority PatientLineage SelectGenes held_out_proba patient_accuracy patient_auroc"
+        "Majority PatientLineage=PatientCellType SelectGenes held_out_proba patient_accuracy "
+        "patient_auroc"
     ),
     "models.forecasters": (
-        "NoChange MeanShift OwnLevel Ridge Network forecasts Forecasts forecaster change_loss"
+        "NoChange MeanShift OwnLevel=BaselineExpression Ridge Network forecasts Forecasts "
+        "forecaster change_loss"
     ),
     "models.lgem": (
         "LGEM LGEMConfig solve_lgem choose_lgem gene_embedding perturbation_embedding "
@@ -83,13 +85,14 @@ _MOVED = {
     "models.celltype": "CellTypeTransformer CellTypeConfig celltype_proba celltype_tokens",
     "models.classical": "bayesian_ridge Posterior coefficient_table",
     "tl": (
-        "differential_expression deseq2 audit permute_libraries p_values q_values stability "
-        "power as_ranking as_scanpy correlation_matrix bdm rank_network_change fit_factors "
-        "factor_changes"
+        "differential_expression deseq2 audit permute_libraries=permute_samples p_values q_values "
+        "stability power as_ranking as_scanpy correlation_matrix bdm rank_network_change "
+        "fit_factors factor_changes"
     ),
-    "tl.networks": "correlation_test library_profiles adjacency centralities",
+    "tl.networks": "correlation_test library_profiles=sample_profiles adjacency centralities",
     "tl.network_changes": (
-        "compare_networks network_change_scorer change_rows library_correlations pair_changes"
+        "compare_networks network_change_scorer change_rows "
+        "library_correlations=sample_correlations pair_changes"
     ),
     "tl.factors": "activities factor_stability leading_genes Factors chosen_k",
     "tl.expression": "moderated_t de_table de_coverage de_stability",
@@ -128,7 +131,8 @@ _MOVED = {
         "cross_gene_test"
     ),
     "tasks.timepoint": (
-        "predict_state evaluate_state evaluation_table prediction_table rank_state"
+        "predict_state=predict_timepoint evaluate_state=evaluate_timepoint evaluation_table "
+        "prediction_table rank_state=rank_timepoint"
     ),
     "experiment.audit": "audit_csv",
     "datasets.perturbseq": "perturb_config_for PerturbConfig PERTURB_PRESETS",
@@ -184,7 +188,7 @@ _MOVED = {
     "experiment.report_tables": "read_run held_out top_genes",
     "experiment.report_text": "at_a_glance methods references",
     "experiment.agreement": "concordance",
-    "tasks.coverage": "coverage reach gene_times",
+    "tasks.coverage": "coverage reach=contrast_power gene_times",
 }
 
 # %% ../nbs/999_init.ipynb #8e3390f9

@@ -56,7 +56,7 @@ class PositionObject:
 
 
 class LabelReader:
-    "Looks the answer up in the data that it is to predict."
+    "Looks the labels up in the data that it is to predict."
 
     def fit(self, sets, *, seed=0):
         return self

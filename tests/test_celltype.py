@@ -73,7 +73,7 @@ def test_value_bins_are_quantiles_of_the_cell(seed, cells, genes, bins):
 
 @given(seed=SEEDS, context=st.integers(2, 20), kind=st.sampled_from(["rank", "bin"]))
 @FEW
-def test_sentences_hold_now_then_and_nothing_else(seed, context, kind):
+def test_tokens_are_those_of_now_and_then_only(seed, context, kind):
     "Half of the context each; <SEP> straight after the present; padding only at the end."
     x, vocab = matrix(seed, 5, 25)
     then = sp.vstack([x[2:], sp.csr_matrix((2, 25), dtype=np.float32)]).tocsr()
@@ -152,9 +152,9 @@ def test_the_bag_before_is_of_the_last_observed_visit():
     }
 
 
-def test_lineages_that_name_the_type_are_refused():
+def test_clones_that_name_the_type_are_refused():
     adata = la.datasets.simulate_types("distinct", seed=2, n_patients=4, n_genes=240, cells=9)
-    adata.obs["lineage"] = adata.obs["cell_type"]
+    adata.obs["clone"] = adata.obs["cell_type"]
     with pytest.raises(
         ValueError, match="bags of the timepoint before would be drawn by the label"
     ):
@@ -508,7 +508,7 @@ def test_common_types_win_what_is_doubtful():
     assert (
         error["transformer_prior"] < error["transformer"]
     )  # these cells are as common as the training cells were
-    assert list(la.tasks.celltype.like_for_like(said)["beside"]) == [
+    assert list(la.tasks.celltype.like_for_like(said)["compared_with"]) == [
         "logistic",
         "logistic_balanced",
     ]
@@ -529,8 +529,8 @@ def test_places_through_the_command(cells, tmp_path):
     assert e["transformer"] > e["majority"] + 0.3
 
 
-def test_places_tell_apart_what_presence_cannot():
-    "Two types, the same genes in another order: presence is at chance, positions are not."
+def test_positions_distinguish_what_presence_cannot():
+    "Two types, the same genes in another order: presence predicts at chance, positions do not."
     rng = np.random.default_rng(0)
     n, genes = 240, 40
     y = np.repeat(["a", "b"], n // 2)
@@ -633,7 +633,7 @@ sys.exit(main(sys.argv[1:]))
         (["--label-key", "cell_type", "--donor-key", "donor"], "no patient column 'donor'"),
         (["--label-key", "cell_type", "--timepoints", "DX,REL"], "with --previous only"),
         (
-            ["--label-key", "cell_type", "--previous", "--lineage-key", "cell_type"],
+            ["--label-key", "cell_type", "--previous", "--clone-key", "cell_type"],
             "gives its cell_type away",
         ),
     ],
@@ -655,7 +655,7 @@ def test_the_timepoint_before_through_the_command(tmp_path, capsys):
         "ambiguous", seed=6, n_patients=6, n_genes=240, n_pairs=2, cells=10
     )
     adata.write_h5ad(tmp_path / "c.h5ad")
-    visits = "--timepoint-key timepoint --timepoints DX,REL --lineage-key lineage"
+    visits = "--timepoint-key timepoint --timepoints DX,REL --clone-key clone"
     how = f"--patient-key patient {visits}"
     assert (
         command(
@@ -671,7 +671,7 @@ def test_the_timepoint_before_through_the_command(tmp_path, capsys):
         right["transformer"] > right["transformer_base"] + 0.15
         and right["logistic_previous"] > right["logistic"] + 0.15
     )
-    assert abs(right["lineage"] - 0.25) < 0.15  # the names of clones give nothing away
+    assert abs(right["clone"] - 0.25) < 0.15  # the names of clones give nothing away
     assert (
         command(
             f"celltype annotate {tmp_path}/c.h5ad --model {tmp_path}/m {how} --out "

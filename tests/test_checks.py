@@ -8,11 +8,11 @@ from scipy import stats
 import longaml as la
 from longaml.core import rng_for
 from longaml.datasets.cohort import simulate_cohort
-from longaml.pp.preprocessing import bags, pseudobulk, state_sets
-from longaml.tl.checks import CHECKS, Check, Evidence, Finding, input_change, run_checks
+from longaml.pp.preprocessing import bags, pseudobulk, timepoint_pairs
+from longaml.tl.checks import CHECKS, Check, Evidence, finding, input_change, run_checks
 from longaml.tl.expression import as_scanpy, de_table
 from longaml.tl.permutation import design_of
-from longaml.tl.ranking import rank_scorer
+from longaml.tl.ranking import GeneChanges, RankingOptions, Stability, rank_scorer
 
 ORDER = pd.DataFrame({"gene": list("ABCDEF"), "score": [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]})
 
@@ -26,8 +26,8 @@ def accuracies(values):
     return pd.DataFrame({"value": values, "chance": 0.5})
 
 
-def holds(evidence):
-    return run_checks(evidence).set_index("verdict")["holds"]
+def status_of(evidence):
+    return run_checks(evidence).set_index("check")["status"]
 
 
 # ---------------------------------------------------------------- chance
@@ -37,7 +37,8 @@ def holds(evidence):
 @pytest.mark.parametrize("value", [0.5, 0.75, 1.0])
 def test_no_accuracy_of_fewer_than_five_patients_passes(n, value):
     spread = value + 0.01 * np.arange(n) * (value < 1)  # with and without ties
-    assert holds(Evidence(ORDER, n, accuracy=accuracies(spread)))["at chance"]
+    evidence = Evidence(ORDER, n, accuracy=accuracies(spread))
+    assert status_of(evidence)["chance level"] == "failed"
 
 
 def test_the_p_of_ties_is_what_can_be_attained(monkeypatch):
@@ -49,32 +50,37 @@ def test_the_p_of_ties_is_what_can_be_attained(monkeypatch):
     monkeypatch.setattr(stats, "wilcoxon", lambda *args, **kwargs: Approximate())
     for n in (3, 4):
         found = run_checks(Evidence(ORDER, n, accuracy=accuracies([1.0] * n)))
-        row = found.set_index("verdict").loc["at chance"]
-        assert row["holds"] and row["value"] == 0.5**n
+        row = found.set_index("check").loc["chance level"]
+        assert row["status"] == "failed" and row["value"] == 0.5**n
 
 
 def test_accuracy_above_chance_passes_and_chance_fails():
-    assert not holds(Evidence(ORDER, 8, accuracy=accuracies([1.0] * 8)))["at chance"]
     gain = rng_for(1).normal(0, 0.1, 40)
-    at_chance = accuracies(0.5 + gain - gain.mean())
-    assert holds(Evidence(ORDER, 40, accuracy=at_chance))["at chance"]
-    assert holds(Evidence(ORDER, 8, accuracy=accuracies([0.2] * 8)))["at chance"]
+    cases = {
+        "passed": accuracies([1.0] * 8),
+        "failed": accuracies(0.5 + gain - gain.mean()),
+    }
+    for expected, accuracy in cases.items():
+        found = status_of(Evidence(ORDER, len(accuracy), accuracy=accuracy))
+        assert found["chance level"] == expected
+    below = status_of(Evidence(ORDER, 8, accuracy=accuracies([0.2] * 8)))
+    assert below["chance level"] == "failed"
 
 
 def test_what_is_not_given_is_not_assessed():
-    found = run_checks(Evidence(ORDER, 12)).set_index("verdict")
-    for name in ("at chance", "input-independent", "unstable", "explained by depth"):
-        assert found.loc[name, "holds"] is None
-    assert found.loc["at chance", "text"] == "not assessed"
+    found = run_checks(Evidence(ORDER, 12)).set_index("check")
+    for name in ("chance level", "input-independent", "unstable", "explained by depth"):
+        assert found.loc[name, "status"] == "not assessed"
+    assert found.loc["chance level", "text"] == "not assessed"
     none = pd.DataFrame({"value": [], "chance": []})
-    assert holds(Evidence(ORDER, 12, accuracy=none))["at chance"] is None
+    assert status_of(Evidence(ORDER, 12, accuracy=none))["chance level"] == "not assessed"
 
 
 # ---------------------------------------------------------------- a constant model
 
 
 def test_a_constant_model_is_ranked_and_fails_its_checks(cohort):
-    sets = state_sets(bags(cohort), ("DX", "REL"))
+    sets = timepoint_pairs(bags(cohort), ("DX", "REL"))
 
     def predict(s):
         return np.full((len(s), 2), 0.5)
@@ -93,7 +99,8 @@ def test_a_constant_model_is_ranked_and_fails_its_checks(cohort):
     )
     level = np.asarray(cohort.X.mean(0)).ravel()
     names = {"model": "constant", "contrast": "REL_vs_DX"}
-    ranked = rank_scorer(score, design, changes, level, **names, nulls=4, halves=4)
+    genes = GeneChanges(design, changes, level)
+    ranked = rank_scorer(score, genes, **names, options=RankingOptions(nulls=4, halves=4))
     assert len(ranked.table) == cohort.n_vars
     assert (ranked.table["p_value"] == 1).all() and (ranked.table["q_value"] == 1).all()
     assert ranked.table["stability"].isna().all()
@@ -102,19 +109,45 @@ def test_a_constant_model_is_ranked_and_fails_its_checks(cohort):
         cohort,
         evaluation=evaluation,
         input_changes={"constant": input_change(predict, sets)},
-    ).set_index("verdict")["holds"]
-    for name in ("at chance", "constant", "input-independent", "no gene passes"):
-        assert found[name], name
+    ).set_index("check")["status"]
+    for name in ("chance level", "constant", "input-independent", "no gene passes"):
+        assert found[name] == "failed", name
+
+
+def test_stability_is_not_measured_below_three_patients(cohort):
+    patients = list(cohort.obs["patient"].cat.categories[:2])
+    design = pd.DataFrame(
+        {
+            "patient": np.repeat(patients, 2),
+            "timepoint": pd.Categorical(["DX", "REL"] * 2, ["DX", "REL"], ordered=True),
+        },
+        index=pd.Index([f"{p}_{t}" for p in patients for t in ("DX", "REL")], name="sample"),
+    )
+    changes = pd.DataFrame(rng_for(0).normal(size=(2, 6)), patients, list("ABCDEF"))
+
+    def score(assignments, *, seed=0):
+        return np.abs(rng_for(seed, len(assignments)).normal(size=(len(assignments), 6)))
+
+    genes = GeneChanges(design, changes, np.arange(6.0))
+    ranked = rank_scorer(score, genes, model="m", contrast="REL_vs_DX")
+    assert not ranked.stability.measured and ranked.stability.to_dict() == {"patients": 2}
+    assert ranked.table["stability"].isna().all()
+
+
+def test_a_row_of_stability_has_no_frequency():
+    found = Stability(0.5, 0.4, 0.6, 0.1, 0.0, 0.2, np.zeros(3), patients=8, k=2, n=4)
+    index = ["index", "low", "high", "null_index", "null_low", "null_high"]
+    assert list(found.to_dict()) == [*index, "patients", "k", "n"]
 
 
 def test_a_check_is_added_in_one_place():
     def few_genes(evidence, threshold):
         n = len(evidence.ranking)
-        return Finding(n < threshold, n, threshold, f"{n} genes")
+        return finding(n < threshold, n, threshold, f"{n} genes")
 
     check = Check("few genes", "genes", 10, "fewer than 10 genes", few_genes)
     found = run_checks(Evidence(ORDER, 12), [*CHECKS, check])
-    assert found.iloc[-1].tolist() == ["few genes", True, 6, 10, "6 genes"]
+    assert found.iloc[-1].tolist() == ["few genes", "failed", 6, 10, "6 genes"]
 
 
 # ---------------------------------------------------------------- scanpy
@@ -134,7 +167,7 @@ def test_scanpy_reads_every_group_whole(cohort, table, tmp_path):
     data.write_h5ad(tmp_path / "cells.h5ad")
     for adata in (data, anndata.read_h5ad(tmp_path / "cells.h5ad")):
         groups = adata.uns["rank_genes_groups"]["names"].dtype.names
-        pairs = table[["contrast", "lineage"]].drop_duplicates()
+        pairs = table[["contrast", "cell_type"]].drop_duplicates()
         assert list(groups) == [f"{c}, {k}" for c, k in pairs.to_numpy()]
         assert len(groups) > 2 and "REL_vs_DX, all" in groups
         frame = sc.get.rank_genes_groups_df(adata, group=None)
@@ -142,7 +175,7 @@ def test_scanpy_reads_every_group_whole(cohort, table, tmp_path):
         columns = ["scores", "logfoldchanges", "pvals", "pvals_adj"]
         assert np.isfinite(frame[columns].to_numpy(float)).all()
         of_group = sc.get.rank_genes_groups_df(adata, group="REL_vs_DX, all").set_index("names")
-        rows = table[(table["contrast"] == "REL_vs_DX") & (table["lineage"] == "all")]
+        rows = table[(table["contrast"] == "REL_vs_DX") & (table["cell_type"] == "all")]
         rows = rows.set_index("gene").loc[of_group.index]
         ours = rows[["statistic", "log2_fold_change", "p_value", "q_value"]]
         np.testing.assert_allclose(of_group[columns], ours)
@@ -156,7 +189,7 @@ def test_scanpy_draws_it(cohort, table):
     data = cohort.copy()
     data.uns["rank_genes_groups"] = as_scanpy(table)
     axes = sc.pl.rank_genes_groups(data, n_genes=5, show=False)
-    assert len(axes) == table.groupby(["contrast", "lineage"]).ngroups
+    assert len(axes) == table.groupby(["contrast", "cell_type"]).ngroups
     assert axes[0].get_title().startswith("REL_vs_DX, all")
     plt.close("all")
 
@@ -166,7 +199,7 @@ def test_genes_that_were_not_tested_have_no_missing_values(cohort):
     some = pd.DataFrame(
         {
             "contrast": "REL_vs_DX",
-            "lineage": ["T cell", "T cell", "B cell"],
+            "cell_type": ["T cell", "T cell", "B cell"],
             "gene": cohort.var_names[[0, 1, 0]],
             "statistic": [np.nan, -2.0, 3.0],
             "log2_fold_change": [0.1, -1.0, 1.0],

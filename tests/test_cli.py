@@ -91,7 +91,7 @@ def test_help_names_every_command_and_option(capsys):
     text = capsys.readouterr().out
     assert all(c in text for c in COMMANDS) and "..." not in text.split("Commands:")[1]
     wanted = {
-        "run": "--out --patient-key --timepoint-key --timepoints --cell-type-key --lineage-key "
+        "run": "--out --patient-key --timepoint-key --timepoints --cell-type-key --malignant-key "
         "--task "
         "--models --nulls --seed --device --report --resume --store",
         "de": "--out --patient-key --min-cells --min-patients --seed --resume",
@@ -161,17 +161,22 @@ def test_wrong_options(args, said, capsys, tmp_path, monkeypatch, asked):
 
 def test_run_hands_over_what_was_given(asked, capsys):
     given = (
-        "run c.h5ad --out o --patient-key p --timepoint-key t --timepoints A,B --lineage-key l "
+        "run c.h5ad --out o --patient-key p --timepoint-key t --timepoints A,B --cell-type-key l "
         """--models logistic,my.py:Net --nulls 30 --seed 4 --device cpu --store s --no-report
         --resume"""
     )
     assert main(given.split()) == 0
-    read = {"patient_key": "p", "timepoint_key": "t", "lineage_key": "l", "timepoints": ["A", "B"]}
+    read = {
+        "patient_key": "p",
+        "timepoint_key": "t",
+        "cell_type_key": "l",
+        "timepoints": ["A", "B"],
+    }
     config = {
         "cohort": Path("c.h5ad"),
         "out": Path("o"),
         "read": read,
-        "task": ["state"],
+        "task": ["timepoint"],
         "models": ["logistic", "my.py:Net"],
         "nulls": 30,
         "seed": 4,
@@ -186,8 +191,8 @@ def test_run_hands_over_what_was_given(asked, capsys):
 
 def test_every_command_that_reads_a_cohort_has_the_same_options(capsys):
     shared = (
-        "--patient-key --timepoint-key --timepoints --cell-type-key --malignant-key "
-        "--lineage-key --layer --gene-symbols"
+        "--patient-key --timepoint-key --timepoints --cell-type-key --malignant-key --layer "
+        "--gene-symbols"
     )
     for command in ("run", "audit", "published", "de", "network", "compare", "convert"):
         assert main([command, "--help"]) == 0
@@ -212,7 +217,7 @@ def test_defaults_leave_choices_to_the_library(asked):
     assert main("demo --no-report".split()) == 0
     assert main("audit r.csv --cohort c --out o --timepoints A,B".split()) == 0
     (_, run), (_, demo), (_, audit) = asked.calls
-    assert run["read"] == {} and run["task"] == ["state"]
+    assert run["read"] == {} and run["task"] == ["timepoint"]
     assert (run["models"], run["nulls"], run["seed"], run["device"]) == (None, None, 0, "auto")
     assert (demo["out"], demo["seed"], demo["resume"]) == (Path("longaml-demo"), 0, False)
     assert (audit["ranking"], audit["cohort"]) == (Path("r.csv"), Path("c"))
@@ -231,7 +236,11 @@ def test_every_command_is_generated_from_its_config():
 def test_names_of_models_come_from_the_registry(capsys):
     from longaml.models.contract import names
 
-    for command, task in (("run", "state"), ("compare", "forecast"), ("perturb", "perturbation")):
+    for command, task in (
+        ("run", "timepoint"),
+        ("compare", "forecast"),
+        ("perturb", "perturbation"),
+    ):
         assert main([command, "--help"]) == 0
         text = " ".join(capsys.readouterr().out.split())
         assert all(n in text for n in names(task)), command
@@ -280,7 +289,7 @@ def test_debug_shows_the_traceback_and_keeps_the_code(args, asked, capsys):
 
 
 def test_a_foreign_error_says_how_to_find_it(asked):
-    "A word for programmers, from a library, still names the way on."
+    "A message of another package still says how to find the place."
     try:
         int("x")
     except ValueError as e:
@@ -358,7 +367,7 @@ def test_wrong_input_leaves_nothing(args, said, tmp_path, monkeypatch, capsys):
     ],
 )
 def test_messages_speak_of_options(text, said, asked, capsys):
-    "A message of the library names keyword arguments; the command's user has options."
+    "A message of the package names keyword arguments; the command's user has options."
     asked.fails = ValueError(text)
     assert main("run c --out o".split()) == 2
     assert capsys.readouterr().err == f"longaml: {said}\n"

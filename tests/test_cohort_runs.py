@@ -33,9 +33,9 @@ RANKING = (
     "mean_expression"
 ).split()
 EVALUATION = "task contrast model patient metric value chance".split()
-AUDIT = "model contrast verdict holds value threshold text".split()
-VERDICTS = [
-    "at chance",
+AUDIT = "model contrast check status value threshold text".split()
+CHECK_NAMES = [
+    "chance level",
     "constant",
     "input-independent",
     "explained by abundance",
@@ -45,7 +45,9 @@ VERDICTS = [
     "underpowered",
     "no gene passes",
 ]
-FLOORS = ["majority", "patient_lineage", "technical"]
+BASELINES = ["majority", "patient_cell_type", "technical"]
+VERB = "(is better than|is worse than|is not significantly different from)"
+DIFFERENCE = r"\(difference [+-]\d\.\d\d, 95% interval"
 CONTRASTS = ["REL_vs_DX", "REM_vs_DX", "REL_vs_REM"]
 QUICK = (
     "--timepoints DX,REL --models logistic --nulls 4 --no-report".split()
@@ -169,11 +171,11 @@ def test_files(finished):
         "figures",
         "gene_changes.csv",
         "gene_times.csv",
-        "libraries.csv",
+        "samples.csv",
         "models",
         "predictions.csv",
         "ranking.csv",
-        "reach.csv",
+        "power.csv",
         "report.html",
         "report.ipynb",
         "run.json",
@@ -234,8 +236,11 @@ def test_ranking_finds_planted_drivers(finished, cohort):
 def test_evaluation(finished):
     e = table(finished[0], "evaluation.csv")
     assert list(e.columns) == EVALUATION
-    assert set(e["task"]) == {"state"} and list(dict.fromkeys(e["contrast"])) == [*CONTRASTS, "all"]
-    assert list(dict.fromkeys(e["model"])) == [*FLOORS, "logistic", "transformer"] and set(
+    assert set(e["task"]) == {"timepoint"} and list(dict.fromkeys(e["contrast"])) == [
+        *CONTRASTS,
+        "all",
+    ]
+    assert list(dict.fromkeys(e["model"])) == [*BASELINES, "logistic", "transformer"] and set(
         e["metric"]
     ) == {"balanced_accuracy", "auroc"}
     assert (
@@ -244,8 +249,8 @@ def test_evaluation(finished):
     )
     accuracy = e[e["metric"] == "balanced_accuracy"]
     assert np.allclose(accuracy["chance"], np.where(accuracy["contrast"] == "all", 1 / 3, 1 / 2))
-    floors = accuracy[accuracy["model"].isin(["majority", "patient_lineage"])]
-    assert np.allclose(floors["value"], floors["chance"])  # the task gives nothing away
+    baselines = accuracy[accuracy["model"].isin(["majority", "patient_cell_type"])]
+    assert np.allclose(baselines["value"], baselines["chance"])  # the task gives nothing away
     patients = (
         accuracy.groupby(["contrast", "model"])["patient"].agg(lambda p: tuple(sorted(p))).unstack()
     )
@@ -258,11 +263,14 @@ def test_audit(finished):
     a = table(finished[0], "audit.csv")
     assert list(a.columns) == AUDIT
     for _, one in a.groupby(["model", "contrast"]):
-        assert list(one["verdict"]) == VERDICTS
-    assert len(a) == len(VERDICTS) * 3 * len(CONTRASTS)
-    assert set(a["holds"].map(str)) <= {"True", "False", "nan"} and (a["text"].str.len() > 10).all()
-    assert (a.loc[a["holds"].isna(), "text"] == "not assessed").all()
-    power = a.query("verdict == 'underpowered' and model == 'logistic'").set_index("contrast")
+        assert list(one["check"]) == CHECK_NAMES
+    assert len(a) == len(CHECK_NAMES) * 3 * len(CONTRASTS)
+    assert (
+        set(a["status"]) <= {"failed", "passed", "not assessed"}
+        and (a["text"].str.len() > 10).all()
+    )
+    assert (a.loc[a["status"] == "not assessed", "text"] == "not assessed").all()
+    power = a.query("check == 'underpowered' and model == 'logistic'").set_index("contrast")
     n = table(finished[0], "evaluation.csv").groupby("contrast")["patient"].nunique()[CONTRASTS]
     assert (
         power["value"].to_dict() == n.to_dict()
@@ -271,23 +279,23 @@ def test_audit(finished):
 
 def test_coverage(finished):
     c = table(finished[0], "coverage.csv")
-    assert list(c.columns) == "contrast lineage patients sets evaluated".split()
+    assert list(c.columns) == "contrast cell_type patients pairs evaluated".split()
     e = table(finished[0], "evaluation.csv")
     n = e.groupby("contrast")["patient"].nunique()
-    assert {r.contrast: r.patients for r in c[c["lineage"] == "all"].itertuples()} == {
+    assert {r.contrast: r.patients for r in c[c["cell_type"] == "all"].itertuples()} == {
         k: n[k] for k in CONTRASTS
     }
-    parts = c[c["lineage"] != "all"].groupby("contrast")["sets"].sum()
-    assert parts.to_dict() == c[c["lineage"] == "all"].set_index("contrast")["sets"].to_dict()
+    parts = c[c["cell_type"] != "all"].groupby("contrast")["pairs"].sum()
+    assert parts.to_dict() == c[c["cell_type"] == "all"].set_index("contrast")["pairs"].to_dict()
 
 
 def test_manifest(finished, cohort):
     m = json.loads((finished[0] / "run.json").read_text())
     assert m["command"] == "run" and m["seed"] == 0 and m["status"] == "complete"
     assert (
-        m["params"]["task"] == "state"
+        m["params"]["task"] == "timepoint"
         and m["params"]["nulls"] == 6
-        and m["params"]["models"] == [*FLOORS, "logistic", "paired_de", "transformer"]
+        and m["params"]["models"] == [*BASELINES, "logistic", "paired_de", "transformer"]
         and m["params"]["networks"]["ranking"]["epochs"] == 10
         and m["params"]["read"] == {}
     )
@@ -352,15 +360,13 @@ def test_summary(finished):
                 re.M,
             )
         assert re.search(
-            rf"^{contrast}: logistic (beats|loses to|is not told apart from) its best baseline, "
-            r"\w+ \(difference [+-]\d\.\d\d, 95% interval",
+            rf"^{contrast}: logistic {VERB} its best baseline, \w+ {DIFFERENCE}",
             said,
             re.M,
         )
         if contrast != "all":
             assert re.search(
-                rf"^{contrast}: transformer (beats|loses to|is not told apart from) logistic "
-                r"\(difference [+-]\d\.\d\d, 95% interval",
+                rf"^{contrast}: transformer {VERB} logistic {DIFFERENCE}",
                 said,
                 re.M,
             )
@@ -369,8 +375,8 @@ def test_summary(finished):
             f"{contrast}, {model}: {(one['q_value'] < 0.1).sum()} of 150 genes at q < 0.1 "
             f"(first: {', '.join(one['gene'].head(3))})" in said
         )
-    for v in a[a["holds"].map(str) == "True"].itertuples():
-        assert f"  verdict: {v.verdict} ({v.text})" in said
+    for v in a[a["status"] == "failed"].itertuples():
+        assert f"  failed check: {v.check} ({v.text})" in said
     assert err == ""
 
 
@@ -379,7 +385,7 @@ def test_predictions_agree_with_the_evaluation(finished):
     assert (
         list(p.columns)
         == (
-            "task contrast model patient lineage sample timepoint probability predicted_later "
+            "task contrast model patient cell_type sample timepoint probability predicted_later "
             "is_later"
         ).split()
     )
@@ -413,14 +419,14 @@ def test_checkpoints(finished):
     other = la.datasets.simulate_cohort(
         "small", n_patients=6, n_genes=150, n_cells=200, n_drivers=8, seed=2
     )
-    called = la.models.annotate_libraries(whole, other)
+    called = la.models.annotate_samples(whole, other)
     assert np.allclose(called[["p_DX", "p_REL"]].sum(axis=1), 1, atol=1e-5) and set(
         called["timepoint"]
     ) == {"DX", "REL"}
     with pytest.raises(
         ValueError, match="3 of the 150 genes that this model reads are not in the data"
     ):
-        la.models.annotate_libraries(whole, other[:, 3:].copy())
+        la.models.annotate_samples(whole, other[:, 3:].copy())
 
 
 # ---- the same cohort by other ways in, the same seed, another seed
@@ -439,14 +445,14 @@ def test_convert_then_run_gives_the_same_tables(cohort, quick, tmp_path, capsys)
     )
     a = ad.read_h5ad(tmp_path / "c.h5ad")
     assert (
-        {"patient", "timepoint", "sample", "lineage"} <= set(a.obs)
+        {"patient", "timepoint", "sample", "cell_type"} <= set(a.obs)
         and list(a.obs["timepoint"].cat.categories) == ["DX", "REM", "REL"]
         and a.obs["timepoint"].cat.ordered
     )
     assert sp.issparse(a.X) and (a.X.data % 1 == 0).all()
     succeed("run", tmp_path / "c.h5ad", "--out", tmp_path / "out", *QUICK)
     a, b = tables(tmp_path / "out"), tables(quick)
-    flag = re.compile(rb"all,all,dropped.*")  # counts libraries in one and rows in the other
+    flag = re.compile(rb"all,all,dropped.*")  # counts samples in one and rows in the other
     assert flag.sub(b"", a.pop("audit.csv")) == flag.sub(b"", b.pop("audit.csv"))
     assert a == b
 
@@ -639,7 +645,7 @@ def test_a_used_folder_is_refused(cohort, quick, capsys):
         ("--nulls 5", "nulls was 4"),
         ("--models paired_de", "models was"),
         ("--timepoints DX,REM", "read was"),
-        ("--lineage-key cell_type", "read was"),
+        ("--cell-type-key cell_type", "read was"),
     ],
 )
 def test_resume_refuses_other_parameters(other, named, cohort, quick, capsys):
@@ -688,17 +694,13 @@ def test_glioblastoma(shared_data, tmp_path, capsys):
         *(table(tmp_path / "out", n) for n in ("evaluation.csv", "ranking.csv", "audit.csv")),
     )
     assert "balanced accuracy over 5 held-out patients (chance 0.50)" in said
-    assert (
-        said.count(
-            "verdict: underpowered (5 patients with both visits: 32 assignments of their libraries)"
-        )
-        == 3
-    )
+    few = "underpowered (5 patients with both visits: 32 assignments of their samples)"
+    assert said.count(f"failed check: {few}") == 3
     assert e.groupby(["model", "metric"])["patient"].nunique().eq(5).all()
-    power = a[a["verdict"] == "underpowered"]
-    assert len(power) == 3 and power["holds"].map(str).eq("True").all()
+    power = a[a["check"] == "underpowered"]
+    assert len(power) == 3 and power["status"].eq("failed").all()
     assert (
-        "one lineage" in set(a["verdict"])
+        "one cell type" in set(a["check"])
         and set(r["contrast"]) == {"panobinostat_vs_ctrl"}
         and r.groupby("model").size().between(295, 300).all()
     )  # all genes that vary
@@ -745,18 +747,18 @@ def test_bulk_table(tmp_path, capsys):
     got = capsys.readouterr()
     assert (
         "note: depth uncontrolled" in got.out
-        and "note: one lineage" in got.out
+        and "note: one cell type" in got.out
         and "depth uncontrolled" in got.err
     )
     audit, cover = table(tmp_path / "out", "audit.csv"), table(tmp_path / "out", "coverage.csv")
     whole = audit[audit["model"] == "all"]
     assert (
         list(whole["contrast"]) == ["all", "all"]
-        and set(whole["verdict"]) == {"one lineage", "depth uncontrolled"}
-        and whole["holds"].map(str).eq("True").all()
+        and set(whole["check"]) == {"one cell type", "depth uncontrolled"}
+        and whole["status"].eq("failed").all()
     )
     assert (
-        audit[audit["verdict"].str.startswith("explained")]["text"].eq("not assessed").all()
+        audit[audit["check"].str.startswith("explained")]["text"].eq("not assessed").all()
     )  # counts are gone
     assert (
         list(cover["contrast"]) == ["day7_vs_day0", "day1_vs_day0", "day7_vs_day1"]
@@ -815,7 +817,9 @@ def test_a_contrast_with_too_few_patients_is_listed(tmp_path, capsys):
         tmp_path / "out",
     )
     said = capsys.readouterr().out
-    cover = table(tmp_path / "out", "coverage.csv").query("lineage == 'all'").set_index("contrast")
+    cover = (
+        table(tmp_path / "out", "coverage.csv").query("cell_type == 'all'").set_index("contrast")
+    )
     assert (
         list(cover.index) == CONTRASTS
         and list(cover["evaluated"]) == [True, False, False]
@@ -837,7 +841,7 @@ def test_a_contrast_with_too_few_patients_is_listed(tmp_path, capsys):
 
 
 def test_underpowered_counts_the_patients_used(tmp_path, capsys):
-    "Six patients came twice; only three of them have cells enough of one lineage both times."
+    "Six patients came twice; only three of them have cells enough of one cell type both times."
     a = la.datasets.simulate_cohort("small", n_patients=6, n_genes=150, n_cells=120, seed=0)
     la.pp.save_cohort(a, tmp_path / "c.h5ad")
     succeed(
@@ -853,7 +857,7 @@ def test_underpowered_counts_the_patients_used(tmp_path, capsys):
         "--out",
         tmp_path / "out",
     )
-    cover = table(tmp_path / "out", "coverage.csv").query("lineage == 'all'").iloc[0]
+    cover = table(tmp_path / "out", "coverage.csv").query("cell_type == 'all'").iloc[0]
     assert (
         cover["patients"] == 3
         and a.obs.groupby("patient", observed=True)["timepoint"]
@@ -861,7 +865,7 @@ def test_underpowered_counts_the_patients_used(tmp_path, capsys):
         .sum()
         == 6
     )
-    assert "verdict: underpowered (3 patients" in capsys.readouterr().out
+    assert "failed check: underpowered (3 patients" in capsys.readouterr().out
 
 
 def test_timepoints_with_spaces_and_slashes(tmp_path, capsys):
@@ -895,7 +899,7 @@ def test_timepoints_with_spaces_and_slashes(tmp_path, capsys):
 
 
 def test_null_cohort_is_not_believed(tmp_path, capsys):
-    "Nothing changes over time, libraries differ strongly: at chance, and no gene passes."
+    "Nothing changes over time, samples differ strongly: at chance, and no gene passes."
     succeed(
         "simulate",
         tmp_path / "c",
@@ -904,8 +908,8 @@ def test_null_cohort_is_not_believed(tmp_path, capsys):
     succeed("run", tmp_path / "c", *QUICK, "--out", tmp_path / "out")
     said = capsys.readouterr().out
     assert (
-        "verdict: at chance" in said
-        and "verdict: no gene passes" in said
+        "failed check: chance level" in said
+        and "failed check: no gene passes" in said
         and "logistic: 0 of 150 genes" in said
     )
 
@@ -1092,12 +1096,12 @@ def gap(a):
         (None, [*KEYS[:2], "--timepoint-key", "wen", *KEYS[4:]], "Did you mean 'when'?"),
         (None, [*KEYS[:4], "--timepoints", "A,C"], "timepoint 'C'"),
         (None, [*KEYS, "--cell-type-key", "type"], "'type'"),
-        (None, [*KEYS, "--lineage-key", "line"], "'line'"),
+        (None, [*KEYS, "--cell-type-key", "line"], "'line'"),
         (None, [*KEYS[:4], "--timepoints", "A"], "one timepoint (A)"),
         (None, KEYS[:4], "Pass --timepoints A,B in order of time"),
         (None, [], "Pass --patient-key COLUMN."),
         (None, [*KEYS, "--models", "logistics"], "Did you mean 'logistic'?"),
-        (None, [*KEYS, "--task", "states"], "Did you mean 'state'?"),
+        (None, [*KEYS, "--task", "states"], "Did you mean 'timepoint'?"),
         (None, [*KEYS, "--nulls", "0"], "at least 1 permutation"),
         (None, [*KEYS, "--device", "tpu"], "device is 'tpu'"),
     ],
@@ -1117,7 +1121,7 @@ def test_wrong_h5ad_or_options(change, args, said, tmp_path, capsys):
     [
         (1, 30, "one patient (P0)"),
         (2, 30, "no contrast has 3 patients"),
-        (4, 10, "no library has 20 cells"),
+        (4, 10, "no sample has 20 cells"),
     ],
 )
 def test_too_little(patients, cells, said, tmp_path, capsys):
@@ -1187,7 +1191,7 @@ def audited(ranking, cohort, folder, capsys):
     a = table(folder / "out", "audit.csv")
     assert (
         list(a.columns) == AUDIT
-        and list(a["verdict"]) == VERDICTS
+        and list(a["check"]) == CHECK_NAMES
         and set(a["model"]) == {"r"}
         and set(a["contrast"]) == {"REL_vs_DX"}
     )
@@ -1196,7 +1200,7 @@ def audited(ranking, cohort, folder, capsys):
         "figures",
         "run.json",
     ] and tree(folder / "out" / "figures") == ["audit.png"]
-    return a.assign(holds=a["holds"].map(str)).set_index("verdict"), capsys.readouterr().out
+    return a.set_index("check"), capsys.readouterr().out
 
 
 def test_audit_of_scanpy_columns(finished, cohort, tmp_path, capsys):
@@ -1211,21 +1215,21 @@ def test_audit_of_scanpy_columns(finished, cohort, tmp_path, capsys):
     )[["names", "scores", "logfoldchanges", "pvals_adj"]]
     a, said = audited(r, cohort, tmp_path, capsys)
     assert (
-        a.loc["constant", "holds"] == "False"
-        and a.loc["explained by abundance", "holds"] == "False"
+        a.loc["constant", "status"] == "passed"
+        and a.loc["explained by abundance", "status"] == "passed"
     )
     assert a.loc["no gene passes", "text"] == f"{(r['pvals_adj'] < 0.1).sum()} genes at q < 0.1"
     assert (
-        a.loc["at chance", "holds"] == a.loc["unstable", "holds"] == "nan"
+        a.loc["chance level", "status"] == a.loc["unstable", "status"] == "not assessed"
     )  # a table alone cannot say
     own = (
         table(finished[0], "audit.csv")
         .query("model == 'paired_de' and contrast == 'REL_vs_DX'")
-        .set_index("verdict")
+        .set_index("check")
     )
-    for v in VERDICTS[3:6]:
+    for v in CHECK_NAMES[3:6]:
         assert a.loc[v, "text"] == own.loc[v, "text"]  # what the run said of the same ranking
-    assert said.strip() == "no verdict against it" or all(
+    assert said.strip() == "no check failed" or all(
         line.startswith("REL_vs_DX, r: ") for line in said.splitlines()
     )
 
@@ -1236,7 +1240,7 @@ def test_audit_of_an_abundance_ranking(finished, cohort, tmp_path, capsys):
         pd.DataFrame({"gene": r["gene"], "score": r["mean_expression"]}), cohort, tmp_path, capsys
     )
     assert (
-        a.loc["explained by abundance", "holds"] == "True"
+        a.loc["explained by abundance", "status"] == "failed"
         and a.loc["explained by abundance", "value"] > 0.8
     )
     assert "REL_vs_DX, r: explained by abundance (mean expression explains" in said
@@ -1246,7 +1250,7 @@ def test_audit_of_a_constant_ranking(finished, cohort, tmp_path, capsys):
     genes = table(finished[0], "ranking.csv")["gene"].unique()
     a, said = audited(pd.DataFrame({"gene": genes, "score": 0.125}), cohort, tmp_path, capsys)
     assert (
-        a.loc["constant", "holds"] == "True"
+        a.loc["constant", "status"] == "failed"
         and "constant (1 distinct scores among 150 genes)" in said
     )
 
@@ -1361,7 +1365,7 @@ def test_progress_can_be_silenced(cohort, tmp_path):
     assert (
         code == 0
         and shown
-        == "longaml: warning: dropped: 6 libraries at timepoints that were not asked for (REM)\r\n"
+        == "longaml: warning: dropped: 6 samples at timepoints that were not asked for (REM)\r\n"
     )
 
 
@@ -1425,7 +1429,7 @@ def test_classical_models_and_network_rankings_are_audited_like_any_other(cohort
     assert (r.groupby("model").size() > 20).all() and r[
         ["score", "p_value", "q_value", "stability", "mean_expression"]
     ].notna().all().all()
-    assert (a.groupby("model")["verdict"].nunique() == a["verdict"].nunique()).all()
+    assert (a.groupby("model")["check"].nunique() == a["check"].nunique()).all()
     assert {f"figures/volcano-{n}-REL_vs_DX.png" for n in names} <= set(tree(tmp_path / "out"))
 
 
@@ -1464,15 +1468,16 @@ def test_own_models_on_the_command_line(cohort, tmp_path):
     assert {f"{k}-{m}-REL_vs_DX" for k in kinds for m in own} <= drawn
     page = (out / "report.html").read_text()
     assert all(name in page for name in own)
-    checks = table(out, "audit.csv").set_index(["model", "verdict"])["holds"].map(str)
-    assert checks["Constant", "at chance"] == checks["Constant", "constant"] == "True"
+    checks = table(out, "audit.csv").set_index(["model", "check"])["status"]
+    assert checks["Constant", "chance level"] == checks["Constant", "constant"] == "failed"
     accuracy = table(out, "evaluation.csv").query("metric == 'balanced_accuracy'")
     assert (accuracy.loc[accuracy["model"].isin(["Constant", "Position"]), "value"] == 0.5).all()
     compared = tmp_path / "compared"
-    more = ["--timepoints", "DX,REL", "--tasks", "state,forecast", "--models", f"{models},ridge"]
+    tasks = "timepoint,forecast"
+    more = ["--timepoints", "DX,REL", "--tasks", tasks, "--models", f"{models},ridge"]
     succeed("compare", cohort, "--out", compared, *more, "--store", out / "steps")
     found = table(compared, "comparison.csv")
-    assert own <= set(found.loc[found["task"] == "state", "model"])
+    assert own <= set(found.loc[found["task"] == "timepoint", "model"])
     assert "TinyGRU" in set(found.loc[found["task"] == "forecast", "model"])
     assert own & set(table(compared, "differences.csv")["model"]) == own
 

@@ -21,11 +21,11 @@ from longaml.datasets.writers import write_geo
 from longaml.experiment.comparison_figures import METRIC, plot_comparison
 from longaml.experiment.evaluation import (
     TASKS,
+    baselines,
     compare,
     compared_models,
     comparison_lines,
     evaluate,
-    floors,
     run_comparison,
     signed_rank,
 )
@@ -35,16 +35,16 @@ from longaml.experiment.steps import cohort_hash
 from longaml.experiment.store import Store
 from longaml.models.contract import n_parameters
 from longaml.models.rank_tokens import RankTokens
-from longaml.pp.preprocessing import bags, normalize, state_sets
+from longaml.pp.preprocessing import bags, normalize, timepoint_pairs
 from longaml.tasks.forecast import evaluate_forecast
-from longaml.tasks.timepoint import evaluate_state
+from longaml.tasks.timepoint import evaluate_timepoint
 
 COLUMNS = "task contrast model patient metric value chance seconds parameters".split()
 DIFFERENCES = (
-    "task contrast metric model against role patients difference low high p_value q_value verdict"
+    "task contrast metric model against role patients difference low high p_value q_value result"
 ).split()
 MODELS = {t: compared_models(t)[t] for t in TASKS}
-QUICK = dict(models="logistic,bayesian_ridge,ridge", tasks="state,forecast")
+QUICK = dict(models="logistic,bayesian_ridge,ridge", tasks="timepoint,forecast")
 FEW = settings(max_examples=40, deadline=None)
 
 
@@ -98,7 +98,7 @@ def test_files_and_columns(finished, cohort):
     assert names == {
         "comparison.csv",
         "differences.csv",
-        "figures/comparison-state.png",
+        "figures/comparison-timepoint.png",
         "figures/comparison-forecast.png",
         "run.json",
         "steps.json",
@@ -120,23 +120,23 @@ def test_files_and_columns(finished, cohort):
     ) and "\n".join(m["results"]["summary"]) == result["summary"]
 
 
-def test_every_model_is_judged_on_the_same_patients(finished):
+def test_every_model_is_scored_on_the_same_patients(finished):
     t = finished[1]["comparison"]
     for _, rows in t[t["metric"].isin(METRIC.values())].groupby(["task", "contrast"]):
         assert rows.groupby("model")["patient"].agg(lambda p: tuple(sorted(p))).nunique() == 1
         assert not rows.duplicated(["model", "patient"]).any()
-    floors = t[
-        (t["metric"] == "balanced_accuracy") & t["model"].isin(["majority", "patient_lineage"])
+    baselines = t[
+        (t["metric"] == "balanced_accuracy") & t["model"].isin(["majority", "patient_cell_type"])
     ]
-    assert np.allclose(floors["value"], floors["chance"])
+    assert np.allclose(baselines["value"], baselines["chance"])
 
 
 def test_the_values_are_those_of_the_other_commands(adata, finished):
-    """The same folds, bags and genes as la.tasks.timepoint.evaluate_state and
+    """The same folds, bags and genes as la.tasks.timepoint.evaluate_timepoint and
     la.tasks.forecast.evaluate_forecast."""
     t, bagged = finished[1]["comparison"], bags(adata)
-    want = evaluate_state(bagged, ("DX", "REL"), models=["logistic", "bayesian_ridge"])
-    have = t[t["task"] == "state"]
+    want = evaluate_timepoint(bagged, ("DX", "REL"), models=["logistic", "bayesian_ridge"])
+    have = t[t["task"] == "timepoint"]
     key = ["contrast", "model", "patient", "metric"]
     pd.testing.assert_series_equal(
         have.set_index(key)["value"].sort_index(), want.set_index(key)["value"].sort_index()
@@ -154,7 +154,7 @@ def test_the_summary_says_what_the_tables_hold(finished):
     t, d, said = finished[1]["comparison"], finished[1]["differences"], finished[1]["summary"]
     acc = t[(t["metric"] == "balanced_accuracy") & (t["model"] == "logistic")]["value"]
     assert (
-        f"  {'logistic':<16} {acc.mean():.2f}  (patients: {acc.min():.2f} to {acc.max():.2f})"
+        f"  {'logistic':<20} {acc.mean():.2f}  (patients: {acc.min():.2f} to {acc.max():.2f})"
         in said
     )
     for r in d.itertuples():
@@ -165,10 +165,10 @@ def test_the_summary_says_what_the_tables_hold(finished):
     assert "Benjamini and Hochberg" in said and "longaml perturb" in said
 
 
-# ---- interrupted, repeated, asked for more
+# ---- interrupted, repeated, with more models
 
 
-def test_asked_again_gives_the_same_bytes(finished, cohort):
+def test_repeated_gives_the_same_bytes(finished, cohort):
     before = files(finished[0])
     run_comparison(cohort, finished[0], **QUICK)
     assert files(finished[0]) == before
@@ -184,7 +184,7 @@ def replace(a, b):
     if len(moved) == n: os.kill(os.getpid(), signal.SIGKILL)
     move(a, b)
 os.replace = replace
-run_comparison(cohort, out, models="logistic,bayesian_ridge,ridge", tasks="state,forecast")
+run_comparison(cohort, out, models="logistic,bayesian_ridge,ridge", tasks="timepoint,forecast")
 """
 
 
@@ -218,13 +218,13 @@ def test_killed_and_repeated(n, finished, cohort, tmp_path):
 
 def test_one_model_more_computes_that_one(adata, tmp_path):
     keep = Store(tmp_path)
-    first = evaluate(adata, models="logistic", tasks="state", out=keep)
+    first = evaluate(adata, models="logistic", tasks="timepoint", out=keep)
     assert keep.computed == 4
-    more = evaluate(adata, models="logistic,nmf", tasks="state", out=keep)
+    more = evaluate(adata, models="logistic,nmf", tasks="timepoint", out=keep)
     assert keep.computed == 5
     assert more[more["model"] != "nmf"].reset_index(drop=True).to_csv() == first.to_csv()
     for other in (dict(seed=1), dict(n_folds=4), dict(n_genes=100)):
-        evaluate(adata, models="logistic", tasks="state", out=keep, **other)
+        evaluate(adata, models="logistic", tasks="timepoint", out=keep, **other)
     assert keep.computed == 5 + 3 * 4
 
 
@@ -232,16 +232,16 @@ def test_another_cohort_computes_everything(adata, tmp_path):
     keep, other = Store(tmp_path), adata.copy()
     other.X.data[0] += 1
     for a in (adata, other, adata):
-        evaluate(a, models="majority", tasks="state", out=keep)
+        evaluate(a, models="majority", tasks="timepoint", out=keep)
     assert keep.computed == 6
 
 
 def test_a_damaged_piece_is_computed_again(adata, tmp_path, caplog):
-    first = evaluate(adata, models="logistic", tasks="state", out=tmp_path)
+    first = evaluate(adata, models="logistic", tasks="timepoint", out=tmp_path)
     whole = max(tmp_path.rglob("*.npz"), key=lambda p: p.stat().st_mtime)
     whole.write_bytes(whole.read_bytes()[:60])
     with caplog.at_level(logging.WARNING, "longaml"):
-        again = evaluate(adata, models="logistic", tasks="state", out=tmp_path)
+        again = evaluate(adata, models="logistic", tasks="timepoint", out=tmp_path)
     assert "damaged" in caplog.text and again.drop(columns="seconds").equals(
         first.drop(columns="seconds")
     )
@@ -253,7 +253,7 @@ def test_the_hash_of_a_cohort(adata):
     shuffled = adata.copy()
     shuffled.X = shuffled.X[:, ::-1][:, ::-1]
     assert cohort_hash(shuffled) == h
-    for key in ("patient", "sample", "lineage"):
+    for key in ("patient", "sample", "cell_type"):
         other = adata.copy()
         other.obs[key] = (
             other.obs[key]
@@ -284,10 +284,12 @@ def test_run_and_compare_share_steps(cohort, finished, tmp_path):
     run_cohort(cohort, out, models=["logistic"], nulls=2, store=tmp_path / "store")
     alone = files(out)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*.npz")}
-    result = run_comparison(cohort, out, models="logistic", tasks="state", store=tmp_path / "store")
+    result = run_comparison(
+        cohort, out, models="logistic", tasks="timepoint", store=tmp_path / "store"
+    )
     after = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*.npz")}
     assert before == after  # nothing was computed
-    theirs = finished[1]["comparison"].query("task == 'state' and model != 'bayesian_ridge'")
+    theirs = finished[1]["comparison"].query("task == 'timepoint' and model != 'bayesian_ridge'")
     have = result["comparison"].drop(columns="seconds").reset_index(drop=True)
     assert have.equals(theirs.drop(columns="seconds").reset_index(drop=True))
     changed = {k for k, v in alone.items() if files(out)[k] != v}
@@ -314,15 +316,15 @@ def test_another_run_is_not_overwritten(cohort, tmp_path):
     assert files(tmp_path) == before and not (tmp_path / "new").exists()
 
 
-# ---- which questions there are
+# ---- which tasks there are
 
 
-def test_what_cannot_be_asked_is_listed(adata, caplog):
+def test_what_cannot_be_evaluated_is_listed(adata, caplog):
     five = adata[adata.obs["patient"].isin([f"AML{i}" for i in range(1, 6)])].copy()
     with caplog.at_level(logging.WARNING, "longaml"):
         t = evaluate(five, models="logistic,ridge", tasks=TASKS)
     assert (
-        set(t["task"]) == {"state"}
+        set(t["task"]) == {"timepoint"}
         and len(t.attrs["notes"]) == 2
         and all(n in caplog.text for n in t.attrs["notes"])
     )
@@ -345,20 +347,20 @@ def test_what_cannot_be_asked_is_listed(adata, caplog):
     [
         (dict(models="paired_de"), "expected one of"),
         (dict(tasks=()), "no task"),
-        (dict(tasks="states"), "Did you mean 'state'"),
+        (dict(tasks="timepoints"), "Did you mean 'timepoint'"),
         (dict(models="nmf", tasks="impute"), "Add that task"),
         (dict(device="gpu"), "device"),
     ],
 )
-def test_wrong_questions(adata, given, said):
+def test_wrong_arguments(adata, given, said):
     with pytest.raises(ValueError, match=said):
         evaluate(adata, **given)
 
 
-def test_floors_are_always_there():
+def test_baselines_are_always_there():
     for task in TASKS:
         chosen = compared_models(task, [MODELS[task][-1]])[task]
-        assert set(floors(task)) <= set(chosen) and MODELS[task][:3] == list(floors(task))
+        assert set(baselines(task)) <= set(chosen) and MODELS[task][:3] == list(baselines(task))
 
 
 # ---- paired differences
@@ -382,7 +384,7 @@ def test_the_signed_rank_test_is_exact(d):
     )
 
 
-def made(values, task="state"):
+def made(values, task="timepoint"):
     "A table of one contrast from {model: scores}."
     metric = METRIC[task]
     return pd.DataFrame(
@@ -419,8 +421,8 @@ def test_differences_by_hand():
         )
         assert np.isclose(r["p_value"], stats.wilcoxon(v[m], v[other], method="exact").pvalue)
     assert (
-        d.loc[("nmf", "logistic"), "verdict"] == "loses to"
-        and d.loc[("logistic", "technical"), "verdict"] == "beats"
+        d.loc[("nmf", "logistic"), "result"] == "worse"
+        and d.loc[("logistic", "technical"), "result"] == "better"
     )
     for _, part in d.groupby(level=1):
         np.testing.assert_allclose(part["q_value"], stats.false_discovery_control(part["p_value"]))
@@ -430,7 +432,9 @@ def test_differences_by_hand():
 @FEW
 def test_the_order_of_rows_does_not_matter(seed):
     rng = np.random.default_rng(seed)
-    t = made({m: rng.uniform(size=7).round(1) for m in (*floors("state"), "logistic", "nmf")})
+    t = made(
+        {m: rng.uniform(size=7).round(1) for m in (*baselines("timepoint"), "logistic", "nmf")}
+    )
     a, b = compare(t), compare(t.sample(frac=1, random_state=seed % 2**31))
     key = ["model", "against"]
     pd.testing.assert_frame_equal(
@@ -447,30 +451,30 @@ def test_patients_that_only_one_model_has_are_left_out():
     )
 
 
-def test_forecasts_are_held_against_own_level():
+def test_forecasts_are_compared_with_baseline_expression():
     rng = np.random.default_rng(0)
     t = made(
         {
             "no_change": rng.normal(-0.3, 0.01, 7),
             "mean_shift": rng.normal(-0.1, 0.01, 7),
-            "own_level": np.zeros(7),
+            "baseline_expression": np.zeros(7),
             "ridge": rng.normal(0.1, 0.01, 7),
         },
         "forecast",
     )
     d = compare(t)
-    assert d[["model", "against", "role", "verdict"]].to_numpy().tolist() == [
-        ["ridge", "own_level", "best floor and regression", "beats"]
+    assert d[["model", "against", "role", "result"]].to_numpy().tolist() == [
+        ["ridge", "baseline_expression", "best baseline and regression", "better"]
     ]
     t.loc[t["model"] == "no_change", "value"] = 0.05
-    assert compare(t)["against"].tolist() == ["no_change", "own_level"]
+    assert compare(t)["against"].tolist() == ["no_change", "baseline_expression"]
 
 
 # ---- rank tokens
 
 
 def test_rank_tokens_read_the_order_of_genes_above_the_mean(adata):
-    sets = state_sets(bags(adata), ("DX", "REL"))
+    sets = timepoint_pairs(bags(adata), ("DX", "REL"))
     model = RankTokens(k=20).fit(sets, seed=3)
     p = model.predict_proba(sets)
     assert p.shape == (*sets.mask.shape, 2) and np.allclose(p.sum(-1), 1)
@@ -489,7 +493,7 @@ def test_rank_tokens_of_missing_bags_and_silent_genes(adata):
     three = simulate_cohort(
         "small", seed=3, n_patients=9, n_genes=150, n_drivers=8, missing=0.0, composition=0.0
     )
-    sets = state_sets(bags(three), ("DX", "REM", "REL"))
+    sets = timepoint_pairs(bags(three), ("DX", "REM", "REL"))
     x, mask, y = sets.x.copy(), sets.mask.copy(), sets.y.copy()
     x[..., 0] = 0
     mask[0, 1] = False
@@ -502,7 +506,7 @@ def test_rank_tokens_of_missing_bags_and_silent_genes(adata):
 # ---- drivers and figures
 
 
-def test_recovery_beside_chance_and_abundance():
+def test_recovery_compared_with_chance_and_abundance():
     t = driver_recovery([5], "small", "paired_de,logistic,network_degree", n_genes=100)
     assert set(t["method"]) == {"paired_de", "logistic", "network_degree", "abundance"} and set(
         t["kind"]
@@ -519,7 +523,7 @@ def test_calls_in_a_cohort_without_drivers_are_all_false():
 
 def test_the_figure_draws_every_task(finished):
     t = finished[1]["comparison"]
-    for task in ("state", "forecast"):
+    for task in ("timepoint", "forecast"):
         fig = plot_comparison(t, task=task)
         assert [a.get_text() for a in fig.axes[0].get_yticklabels()][0] in MODELS[task] and len(
             fig.axes
@@ -534,8 +538,8 @@ def test_the_figure_draws_every_task(finished):
 
 
 def test_glioblastoma_by_one_call(shared_data, tmp_path):
-    """Five patients, control and panobinostat: every model of the state task; too few patients for
-    a forecast or a test, and it says so."""
+    """Five patients, control and panobinostat: every model of the timepoint task; the output says
+    that there are too few patients for a forecast or a test."""
     read = dict(
         patient_key="patient_id", timepoint_key="condition", timepoints=["ctrl", "panobinostat"]
     )
@@ -544,7 +548,7 @@ def test_glioblastoma_by_one_call(shared_data, tmp_path):
     )
     t, d = result["comparison"], result["differences"]
     acc = t[t["metric"] == "balanced_accuracy"].groupby("model")["value"].agg(["mean", "count"])
-    assert set(acc.index) == set(MODELS["state"]) and (acc["count"] == 5).all()
+    assert set(acc.index) == set(MODELS["timepoint"]) and (acc["count"] == 5).all()
     assert (
         acc.loc["logistic", "mean"] > 0.9 and acc.loc["majority", "mean"] == 0.5
     )  # a drug that changes everything

@@ -9,23 +9,23 @@ import longaml as la
 @pytest.fixture(scope="module")
 def blasts():
     cohort = la.datasets.simulate_cohort("small", seed=2, n_genes=200, n_drivers=8)
-    return cohort, la.pp.pseudobulk(cohort, thinned=False)
+    return cohort, la.pp.pseudobulk(cohort, downsampled=False)
 
 
 def test_deseq2_agrees_with_the_paired_test_on_planted_drivers(blasts):
     pytest.importorskip("pydeseq2")
     cohort, bulk = blasts
-    found = la.tl.deseq2(bulk, ("REL", "DX"), lineage="HSC malignant").set_index("gene")
+    found = la.tl.deseq2(bulk, ("REL", "DX"), cell_type="HSC malignant").set_index("gene")
     truth = cohort.uns["truth"].loc[found.index]
     planted = truth["kind"] == "marginal"
     ours = la.tl.expression.moderated_t(
         la.tl.permutation.paired_differences(
-            la.pp.pseudobulk(cohort), ("REL", "DX"), lineage="HSC malignant"
+            la.pp.pseudobulk(cohort), ("REL", "DX"), cell_type="HSC malignant"
         )[list(found.index)]
     )[0]
     assert list(found.columns) == [
         "contrast",
-        "lineage",
+        "cell_type",
         "patients",
         "log2_fold_change",
         "statistic",
@@ -39,13 +39,13 @@ def test_deseq2_agrees_with_the_paired_test_on_planted_drivers(blasts):
     assert np.corrcoef(found["statistic"], ours)[0, 1] > 0.7
 
 
-def test_deseq2_refuses_a_lineage_that_is_not_there(blasts):
+def test_deseq2_refuses_a_cell_type_that_is_not_there(blasts):
     pytest.importorskip("pydeseq2")
     with pytest.raises(ValueError, match="Did you mean 'HSC malignant'"):
-        la.tl.deseq2(blasts[1], ("REL", "DX"), lineage="HSC malignat")
+        la.tl.deseq2(blasts[1], ("REL", "DX"), cell_type="HSC malignat")
 
 
 def test_a_missing_extra_is_named(monkeypatch, blasts):
     monkeypatch.setitem(__import__("sys").modules, "pydeseq2", None)
     with pytest.raises(ImportError, match=r"longaml\[deseq2\]"):
-        la.tl.deseq2(blasts[1], ("REL", "DX"), lineage="HSC malignant")
+        la.tl.deseq2(blasts[1], ("REL", "DX"), cell_type="HSC malignant")

@@ -105,7 +105,7 @@ def test_weights_that_stand_for_less_than_the_rows_span_are_refused():
 
 
 def test_twenty_thousand_genes_are_a_matter_of_rows():
-    "The same answer as the rows x rows system solved as it stands."
+    "The same mean as that of the rows x rows system."
     rng = rng_for(0, "large")
     x, y = rng.normal(size=(60, 20_000)), rng.normal(size=60)
     p = bayesian_ridge(x, y, ratio=2e4)
@@ -122,7 +122,7 @@ def cohort():
 
 @pytest.fixture(scope="module")
 def sets(cohort):
-    return la.pp.state_sets(la.pp.bags(cohort), ("DX", "REL"))
+    return la.pp.timepoint_pairs(la.pp.bags(cohort), ("DX", "REL"))
 
 
 MODELS = {
@@ -134,7 +134,7 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models_answer_like_the_other_baselines(name, sets):
+def test_models_predict_like_the_other_baselines(name, sets):
     "Probabilities, mirrored pairs, contributions that add up to the logit, better than chance."
     model = MODELS[name]().fit(sets, seed=1)
     p = model.predict_proba(sets)
@@ -153,7 +153,7 @@ def test_models_answer_like_the_other_baselines(name, sets):
 
 
 @pytest.mark.parametrize("name", ["ridge, fixed", "modules, fixed"])
-def test_swapped_labels_swap_the_answer(name, sets):
+def test_swapped_labels_swap_the_prediction(name, sets):
     "A mirror image of all samples is the same model the other way round."
     swapped = sets.relabel(
         {
@@ -168,7 +168,7 @@ def test_swapped_labels_swap_the_answer(name, sets):
 
 @pytest.mark.parametrize("name", ["ridge, fixed", "modules, fixed"])
 def test_three_timepoints(name, cohort):
-    three = la.pp.state_sets(la.pp.bags(cohort), ("DX", "REM", "REL"))
+    three = la.pp.timepoint_pairs(la.pp.bags(cohort), ("DX", "REM", "REL"))
     model = MODELS[name]().fit(three)
     np.testing.assert_allclose(model.predict_proba(three).sum(-1), 1, atol=1e-9)
     assert (
@@ -178,7 +178,7 @@ def test_three_timepoints(name, cohort):
 
 
 @pytest.mark.parametrize("name", ["ridge, fixed", "modules, fixed"])
-def test_a_gene_that_never_varies_says_nothing(name, sets):
+def test_a_gene_that_never_varies_contributes_nothing(name, sets):
     quiet = la.pp.preprocessing.Sequences(**{**vars(sets), "x": sets.x.copy()})
     quiet.x[..., :7] = 0
     model = MODELS[name]().fit(quiet)
@@ -189,11 +189,11 @@ def test_a_gene_that_never_varies_says_nothing(name, sets):
 
 
 def test_more_bags_are_not_more_certainty(cohort):
-    "Five bags of a library or one: as many observations, so that standard deviations hardly move."
+    "Five bags of a sample or one: as many observations, so that standard deviations hardly move."
     sd = [
         coefficient_table(
             BayesianRidge(signal=1.0).fit(
-                la.pp.state_sets(la.pp.bags(cohort, max_bags=n), ("DX", "REL"))
+                la.pp.timepoint_pairs(la.pp.bags(cohort, max_bags=n), ("DX", "REL"))
             )
         )["sd"].median()
         for n in (1, 5)
@@ -231,12 +231,12 @@ def rows_of(seed, patients=8, genes=60, k=3):
             for t in ("a", "b")
             for cell_type in ("X", "Y")
         ],
-        columns=["patient", "timepoint", "sample", "lineage", "n_cells"],
+        columns=["patient", "timepoint", "sample", "cell_type", "n_cells"],
     )
     obs["timepoint"] = pd.Categorical(obs["timepoint"], ["a", "b"], ordered=True)
-    obs = obs.astype({"patient": "category", "sample": "category", "lineage": "category"}).set_axis(
-        [f"r{i}" for i in range(len(obs))]
-    )
+    obs = obs.astype(
+        {"patient": "category", "sample": "category", "cell_type": "category"}
+    ).set_axis([f"r{i}" for i in range(len(obs))])
     module = np.arange(genes) % k
     x = rng.gamma(1, 1, (len(obs), k)) @ (
         rng.uniform(0.5, 1.5, genes) * (module == np.arange(k)[:, None])
@@ -266,7 +266,7 @@ def test_planted_modules_come_back(seed, k):
 @given(seed=SEEDS)
 @FEW
 def test_activities_are_the_least_squares_of_each_row(seed):
-    "Against scipy on the filled system; a row does not depend on its company."
+    "Against scipy on the filled system; a row does not depend on the other rows."
     made, f = rows_of(seed), fit_factors(rows_of(seed + 1), 3, restarts=1)
     a = activities(f, made)
     x = made.X.toarray() / f.scale
@@ -320,16 +320,16 @@ def test_changes_are_paired_t_tests():
     a = activities(fit_factors(made, 3), made)
     table = factor_changes(a)
     assert (
-        set(table["lineage"]) == {"all", "X", "Y"}
+        set(table["cell_type"]) == {"all", "X", "Y"}
         and len(table) == 9
         and (table["patients"] == 9).all()
     )
     x = a.to_df()["module 2"]
-    rows = a.obs.assign(x=x)[a.obs["lineage"] == "Y"].pivot(
+    rows = a.obs.assign(x=x)[a.obs["cell_type"] == "Y"].pivot(
         index="patient", columns="timepoint", values="x"
     )
     want = stats.ttest_rel(rows["b"], rows["a"])
-    got = table.set_index(["lineage", "module"]).loc[("Y", "module 2")]
+    got = table.set_index(["cell_type", "module"]).loc[("Y", "module 2")]
     np.testing.assert_allclose(
         [got["statistic"], got["p_value"]], [want.statistic, want.pvalue], rtol=1e-6
     )
@@ -411,7 +411,7 @@ def test_a_run_fills_its_tables(done, path):
     de, cover, audit = (pd.read_csv(out / n) for n in TABLES)
     assert list(de.columns) == [
         "contrast",
-        "lineage",
+        "cell_type",
         "gene",
         "patients",
         "log2_fold_change",
@@ -420,32 +420,33 @@ def test_a_run_fills_its_tables(done, path):
         "q_value",
     ]
     assert set(de["contrast"]) <= {"REL_vs_DX", "REM_vs_DX", "REL_vs_REM"} and "all" in set(
-        de["lineage"]
+        de["cell_type"]
     )
     tested = cover[cover["tested"]]
     assert (
-        set(zip(tested["contrast"], tested["lineage"]))
-        == set(zip(de["contrast"], de["lineage"]))
-        == set(zip(audit["contrast"], audit["lineage"])) - {("all", "all")}
+        set(zip(tested["contrast"], tested["cell_type"]))
+        == set(zip(de["contrast"], de["cell_type"]))
+        == set(zip(audit["contrast"], audit["cell_type"])) - {("all", "all")}
     )
     assert (
         (cover.loc[~cover["tested"], "patients"] < 3).all()
         and cover.loc[~cover["tested"], "why"].str.contains("3 are needed").all()
         and (cover["patients"] <= cover["patients_with_cells"]).all()
     )
-    for (c, cell_type), r in de.groupby(["contrast", "lineage"]):
+    for (c, cell_type), r in de.groupby(["contrast", "cell_type"]):
         assert r["gene"].nunique() == len(r) == 150 and r["p_value"].is_monotonic_increasing
         np.testing.assert_allclose(
             r["q_value"], stats.false_discovery_control(r["p_value"]), rtol=1e-8
         )
         assert (
             r["patients"]
-            == cover.set_index(["contrast", "lineage"]).loc[(c, cell_type), "patients"]
+            == cover.set_index(["contrast", "cell_type"]).loc[(c, cell_type), "patients"]
         ).all()
     assert (np.sign(de["statistic"]) == np.sign(de["log2_fold_change"])).all()
-    few = audit[audit["verdict"] == "underpowered"].set_index(["contrast", "lineage"])
-    for key, n in de.groupby(["contrast", "lineage"])["patients"].first().items():
-        assert few.loc[key, "value"] == n and str(few.loc[key, "holds"]) == str(n < 6)
+    few = audit[audit["check"] == "underpowered"].set_index(["contrast", "cell_type"])
+    for key, n in de.groupby(["contrast", "cell_type"])["patients"].first().items():
+        expected = "failed" if n < 6 else "passed"
+        assert few.loc[key, "value"] == n and few.loc[key, "status"] == expected
     record = json.loads((out / "run.json").read_text())
     assert (
         record["status"] == "complete"
@@ -495,7 +496,7 @@ def test_errors_come_before_anything_is_written(given_, error, said, path, tmp_p
 
 
 def test_two_patients_are_a_test_without_stability(tmp_path):
-    "The least that a paired test can be made of: values, and the verdict underpowered."
+    "The least that a paired test can be made of: values, and the check underpowered."
     c = la.datasets.simulate_cohort(
         "two_timepoints",
         seed=1,
@@ -508,14 +509,12 @@ def test_two_patients_are_a_test_without_stability(tmp_path):
     bulk = la.pp.pseudobulk(c)
     table = de_table(bulk, min_patients=2)
     assert de_stability(bulk, table).empty
-    verdicts = de_audit(table, c, stable=de_stability(bulk, table))
-    assert (
-        str(verdicts.set_index(["lineage", "verdict"]).loc[("all", "underpowered"), "holds"])
-        == "True"
-    )
+    checks = de_audit(table, c, stable=de_stability(bulk, table))
+    status = checks.set_index(["cell_type", "check"])["status"]
+    assert status[("all", "underpowered")] == "failed"
     assert any(
         "underpowered" in line
-        for line in de_lines(table, de_coverage(c, bulk, min_patients=2), verdicts)
+        for line in de_lines(table, de_coverage(c, bulk, min_patients=2), checks)
     )
 
 
@@ -533,12 +532,12 @@ def test_glioblastoma(shared_data, tmp_path):
     de = result["de"]
     assert (
         set(de["contrast"]) == {"panobinostat_vs_ctrl"}
-        and set(de["lineage"]) == {"all"}
+        and set(de["cell_type"]) == {"all"}
         and (de["patients"] == 5).all()
         and len(de) == 300
     )
     assert (
-        "verdict: underpowered (5 patients with both visits: 32 assignments of their libraries)"
+        "failed check: underpowered (5 patients with both visits: 32 assignments of their samples)"
         in result["summary"]
     )
     raised = de[de["gene"].str.startswith(("ENSG00000187193", "ENSG00000125148"))]

@@ -25,8 +25,8 @@ QUICK = Training(epochs=2, device="cpu")
 
 
 def made(seed=0, patients=8, rows=3, times=3, genes=12, task="forecast"):
-    """Forecasts by hand: two lineages, some earlier visits missing, the last (forecast) or the
-    middle (impute) timepoint asked for.
+    """Forecasts by hand: two cell types, some earlier visits missing, the last (forecast) or the
+    middle (impute) timepoint as the target.
     """
     r = rng_for(seed, "made")
     n = patients * rows
@@ -61,7 +61,7 @@ def made(seed=0, patients=8, rows=3, times=3, genes=12, task="forecast"):
 MODELS = {
     "no_change": la.models.forecasters.NoChange,
     "mean_shift": la.models.forecasters.MeanShift,
-    "own_level": la.models.forecasters.OwnLevel,
+    "baseline_expression": la.models.forecasters.BaselineExpression,
     "ridge": la.models.forecasters.Ridge,
     **{
         n: (
@@ -112,11 +112,11 @@ def test_what_stands_in_a_missing_visit_does_not_matter(name, f, seed):
 
 @FEW
 @given(SMALL)
-def test_own_level_is_least_squares_within_lineage(f):
-    "Against weighted least squares with an intercept for each lineage and origin, and one slope."
+def test_baseline_expression_is_least_squares_within_cell_type(f):
+    "Against weighted least squares with an intercept for each cell type and origin, and one slope."
     w = row_weights(f.patients)
-    keys = pd.get_dummies(pd.Series(f.lineages) + f.origin).to_numpy(float)
-    got = la.models.forecasters.OwnLevel().fit(f).predict(f)
+    keys = pd.get_dummies(pd.Series(f.cell_types) + f.origin).to_numpy(float)
+    got = la.models.forecasters.BaselineExpression().fit(f).predict(f)
     for g in range(0, len(f.genes), 5):
         z = np.c_[keys, f.own[:, g]] * np.sqrt(w)[:, None]
         b = np.linalg.lstsq(z, f.change[:, g] * np.sqrt(w), rcond=None)[0]
@@ -128,7 +128,7 @@ def test_own_level_is_least_squares_within_lineage(f):
 def test_patients_count_the_same(f):
     "A patient whose rows are doubled changes no fit."
     twice = f.take(np.r_[np.arange(len(f)), np.flatnonzero(f.patients == f.patients[0])])
-    for make in (la.models.forecasters.MeanShift, la.models.forecasters.OwnLevel):
+    for make in (la.models.forecasters.MeanShift, la.models.forecasters.BaselineExpression):
         np.testing.assert_allclose(
             make().fit(twice).predict(f), make().fit(f).predict(f), atol=1e-8
         )
@@ -142,7 +142,7 @@ def test_contributions_of_ridge_add_up(f, seed):
     r = f.change - model.own.predict(f)
     left = np.linalg.norm(
         r, axis=1
-    )  # a row that the own level explains exactly leaves nothing to agree with
+    )  # a row that the baseline expression explains exactly leaves nothing to agree with
     agree = np.divide((model.cross(f) * r).sum(1), left, out=np.zeros(len(r)), where=left > 0)
     np.testing.assert_allclose(
         la.tasks.earlier_genes.cross_contributions(model, f).sum(1), agree, atol=1e-6
@@ -187,9 +187,9 @@ def test_the_exchange_test_is_uniform_without_signal():
 
 
 @pytest.mark.parametrize("name", ["lstm", "bilstm"])
-def test_networks_of_the_state_task_are_at_chance_without_signal(name):
-    "Sixteen shufflings of whole libraries, two folds each, as one fit."
-    sets = la.pp.state_sets(
+def test_networks_of_the_timepoint_task_are_at_chance_without_signal(name):
+    "Sixteen shufflings of whole samples, two folds each, as one fit."
+    sets = la.pp.timepoint_pairs(
         la.pp.bags(la.datasets.simulate_cohort("null", seed=1, n_patients=12), max_bags=2),
         ("DX", "REL"),
     )
@@ -281,12 +281,22 @@ def test_tables_of_both_tasks(run):
         ("forecast", "REL"),
         ("impute", "REM"),
     }
-    assert set(e["model"]) == {"no_change", "mean_shift", "own_level", "ridge", "lstm"} and set(
-        e["metric"]
-    ) == {"skill", "skill_over_mean_shift", "correlation", "correlation_beyond_mean", "direction"}
-    assert (e.query("model == 'own_level' and metric == 'skill'")["value"] == 0).all() and e[
-        "value"
-    ].notna().all()
+    assert set(e["model"]) == {
+        "no_change",
+        "mean_shift",
+        "baseline_expression",
+        "ridge",
+        "lstm",
+    } and set(e["metric"]) == {
+        "skill",
+        "skill_over_mean_shift",
+        "correlation",
+        "correlation_beyond_mean",
+        "direction",
+    }
+    assert (
+        e.query("model == 'baseline_expression' and metric == 'skill'")["value"] == 0
+    ).all() and e["value"].notna().all()
     assert (
         set(t["model"]) == {"ridge", "lstm"} and t["p_value"].between(0, 1, inclusive="right").all()
     )
@@ -303,7 +313,7 @@ def test_tables_of_both_tasks(run):
 def test_summary_and_figures(run):
     summary = "\n".join(json.loads((run / "run.json").read_text())["results"]["summary"])
     for part in (
-        "forecast, change to REL: skill over own-level regression",
+        "forecast, change to REL: skill over regression on baseline expression",
         "impute, REM from the other timepoints",
         "its cross-gene part",
         "earlier genes at q < 0.1",
@@ -366,7 +376,7 @@ def test_three_models_and_three_tasks(tmp_path):
                 "--models",
                 "transformer,lstm,bilstm",
                 "--task",
-                "state,forecast,impute",
+                "timepoint,forecast,impute",
                 "--nulls",
                 "3",
                 "--no-report",
@@ -375,7 +385,7 @@ def test_three_models_and_three_tasks(tmp_path):
         == 0
     )
     e = pd.read_csv(tmp_path / "run" / "evaluation.csv")
-    for task in ("state", "forecast", "impute"):
+    for task in ("timepoint", "forecast", "impute"):
         assert {"transformer", "lstm", "bilstm"} <= set(e.loc[e["task"] == task, "model"])
     assert {"transformer", "lstm", "bilstm"} == set(
         pd.read_csv(tmp_path / "run" / "ranking.csv")["model"]

@@ -91,6 +91,24 @@ def test_renamed_tables_are_the_same(table_folder: Path) -> None:
     assert compare(table_folder / "frozen", table_folder / "now", NAMES) == []
 
 
+def test_the_entry_with_most_of_the_path_counts(tmp_path: Path) -> None:
+    """A column has a name of its own in one file; words within its texts are replaced."""
+    import pandas as pd
+
+    names = {**NAMES, "tables": {}, "columns": {"obs.csv:x": "y", "b.h5ad/obs.csv:x": "z"}}
+    names["words"] = {"obs.csv:x": {"libraries": "samples"}}
+    frozen, now = tmp_path / "frozen", tmp_path / "now"
+    for file, column in {"a.h5ad": "y", "b.h5ad": "z"}.items():
+        before = pd.DataFrame({"x": ["32 assignments of libraries"]})
+        golden.store(golden.table(before), frozen / file / "obs.csv")
+        (now / file).mkdir(parents=True)
+        after = pd.DataFrame({column: ["32 assignments of samples"]})
+        after.to_csv(now / file / "obs.csv", index=False)
+    assert compare(frozen, now, names) == []
+    names["words"] = {}
+    assert "was '32 assignments of libraries'" in compare(frozen, now, names)[0]
+
+
 @pytest.mark.parametrize(
     "section, said",
     [

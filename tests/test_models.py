@@ -25,9 +25,9 @@ from longaml.tasks import timepoint
 from longaml.tasks.forecast import held_out_change
 
 OWN = ROOT / "tests" / "own_models.py"
-STATE = [s for s in specs("state") if s.kind != "ranking"]
+TIMEPOINT = [s for s in specs("timepoint") if s.kind != "ranking"]
 CHANGE = specs("forecast")
-NETWORKS = specs("state", network=True)
+NETWORKS = specs("timepoint", network=True)
 SHORT = Training(epochs=4, patience=4, device="cpu")
 
 
@@ -49,18 +49,18 @@ def made(seed=0, rows=(2, 3, 2, 2, 3, 2, 2, 2), times=2, genes=10, signal=1.5):
         mask=np.ones((n, times), bool),
         y=np.tile(np.arange(times), (n, 1)),
         patients=patients,
-        lineages=np.where(np.arange(n) % 2, "B", "T"),
+        cell_types=np.where(np.arange(n) % 2, "B", "T"),
         samples=np.char.add(patients[:, None] + "_", timepoints),
         timepoints=timepoints,
         genes=[f"G{i}" for i in range(genes)],
         technical=r.normal(size=(n, times, 3)).astype(np.float32),
-        notes={"task": "state", "bag_size": 20, "input_kind": "counts"},
+        notes={"task": "timepoint", "bag_size": 20, "input_kind": "counts"},
         level=np.ones(genes, np.float32),
     )
 
 
 def changes(seed=0, patients=8, genes=6):
-    "Forecasts by hand: the change of each gene falls with its own earlier level."
+    "Forecasts by hand: the change of each gene falls with its baseline expression."
     r = rng_for(seed, "changes")
     n = 2 * patients
     x = r.normal(size=(n, 3, genes)).astype(np.float32)
@@ -75,7 +75,7 @@ def changes(seed=0, patients=8, genes=6):
         change=-0.5 * own + 0.1 * r.normal(size=(n, genes)),
         origin=np.where(mask[:, 1], "T1", "T0"),
         patients=np.repeat([f"P{i}" for i in range(patients)], 2),
-        lineages=np.tile(["B", "T"], patients),
+        cell_types=np.tile(["B", "T"], patients),
         timepoints=["T0", "T1", "T2"],
         genes=[f"G{i}" for i in range(genes)],
         at=2,
@@ -106,16 +106,16 @@ def take(sets, order):
 
 
 def test_the_registry_keeps_the_order_of_tables():
-    assert names("state")[:6] == (
-        "majority", "patient_lineage", "technical", "logistic", "bayesian_ridge", "nmf",
+    assert names("timepoint")[:6] == (
+        "majority", "patient_cell_type", "technical", "logistic", "bayesian_ridge", "nmf",
     )  # fmt: skip
-    assert names("state", kind="baseline") == ("majority", "patient_lineage", "technical")
-    assert names("state", network=True) == ("transformer", "lstm", "bilstm", "scbmlp")
+    assert names("timepoint", kind="baseline") == ("majority", "patient_cell_type", "technical")
+    assert names("timepoint", network=True) == ("transformer", "lstm", "bilstm", "scbmlp")
     assert names("forecast") == (
-        "no_change", "mean_shift", "own_level", "ridge", "transformer", "lstm", "bilstm",
+        "no_change", "mean_shift", "baseline_expression", "ridge", "transformer", "lstm", "bilstm",
     )  # fmt: skip
-    assert set(names("state", default=True)) == {
-        "majority", "patient_lineage", "technical", "logistic", "paired_de", "transformer",
+    assert set(names("timepoint", default=True)) == {
+        "majority", "patient_cell_type", "technical", "logistic", "paired_de", "transformer",
     }  # fmt: skip
 
 
@@ -130,11 +130,11 @@ def test_entries_are_complete(entry):
 
 
 def test_a_name_is_given_once():
-    other = ModelSpec("logistic", ("state",), make=dict)
+    other = ModelSpec("logistic", ("timepoint",), make=dict)
     with pytest.raises(ValueError, match="is taken by L2-regularised"):
         register(other)
     with pytest.raises(ValueError, match="Did you mean 'logistic'"):
-        resolve("logistics", "state")
+        resolve("logistics", "timepoint")
     with pytest.raises(ValueError, match="has no part in the task 'forecast'"):
         resolve("logistic", "forecast")
 
@@ -142,7 +142,7 @@ def test_a_name_is_given_once():
 # ---- timepoints
 
 
-@pytest.mark.parametrize("spec", STATE, ids=ids(STATE))
+@pytest.mark.parametrize("spec", TIMEPOINT, ids=ids(TIMEPOINT))
 def test_probabilities(spec):
     "Shapes, sums, rows by themselves and in another order, the same seed."
     sets = made()
@@ -158,9 +158,9 @@ def test_probabilities(spec):
     np.testing.assert_array_equal(again, p)
 
 
-@pytest.mark.parametrize("spec", STATE, ids=ids(STATE))
+@pytest.mark.parametrize("spec", TIMEPOINT, ids=ids(TIMEPOINT))
 def test_a_row_of_bags_has_no_order(spec):
-    "Bags stand in the order of time; in another order each gets the same answer."
+    "Bags stand in the order of time; in another order each gets the same probabilities."
     test = made(1, times=3)
     model = short(spec).fit(made(times=3), seed=1)
     order = np.array([2, 0, 1])
@@ -168,7 +168,7 @@ def test_a_row_of_bags_has_no_order(spec):
     np.testing.assert_allclose(model.predict_proba(take(test, order)), p[:, order], atol=1e-4)
 
 
-@pytest.mark.parametrize("spec", STATE, ids=ids(STATE))
+@pytest.mark.parametrize("spec", TIMEPOINT, ids=ids(TIMEPOINT))
 def test_clone_and_repr(spec):
     model = short(spec)
     copy = clone(model)
@@ -180,7 +180,7 @@ def test_clone_and_repr(spec):
 
 
 @pytest.mark.parametrize(
-    "spec", [s for s in STATE if s.ranks], ids=ids(s for s in STATE if s.ranks)
+    "spec", [s for s in TIMEPOINT if s.ranks], ids=ids(s for s in TIMEPOINT if s.ranks)
 )
 def test_genes_keep_their_names(spec):
     "A model that ranks genes finds the changing ones, whatever their order."
@@ -202,7 +202,7 @@ def test_genes_keep_their_names(spec):
         assert c.mean(0)[which].min() > c.mean(0)[~which].max()
 
 
-@pytest.mark.parametrize("spec", STATE, ids=ids(STATE))
+@pytest.mark.parametrize("spec", TIMEPOINT, ids=ids(TIMEPOINT))
 def test_shuffled_labels_are_at_chance(spec):
     "Ten cohorts of unrelated labels: the mean accuracy is within three standard errors of 1/2."
     found = []
@@ -264,7 +264,7 @@ def test_embeddings(name):
     "The last layer's input: its linear map and the skip give the logits; zero at missing visits."
     sets = made(times=3)
     sets.mask[0, 1] = False
-    fitted = short(resolve(name, "state")).fit(made(times=3)).fitted
+    fitted = short(resolve(name, "timepoint")).fit(made(times=3)).fitted
     h = fitted.embed(sets)
     assert h.shape[:2] == sets.mask.shape and (h[0, 1] == 0).all()
     net = fitted.model.eval()
@@ -336,7 +336,7 @@ def test_own_models_are_evaluated(bagged, caplog):
     assert len(loops) == 1 and "TinyGRU" in loops[0]
     accuracy = result.summary().set_index("model")["mean"]
     asked = ["logistic", "TinyGRU", "Dense", "pipeline", "Constant", "Position", "by_place"]
-    assert list(accuracy.index) == [*names("state", kind="baseline"), *asked, "LabelReader"]
+    assert list(accuracy.index) == [*names("timepoint", kind="baseline"), *asked, "LabelReader"]
     assert set(result.predictions["model"]) == set(accuracy.index)
     assert accuracy[["Dense", "pipeline"]].min() > 0.6
     cheats = ["Constant", "Position", "by_place", "LabelReader"]
@@ -348,7 +348,7 @@ def test_own_models_rank_genes(cohort, bagged):
     kind = cohort.uns["truth"]["kind"]
     for model in (own_models.TinyGRU, own_models.Dense, ("pipeline", own_models.PIPELINE)):
         ranked = timepoint.rank(bagged, bulk, model=model, nulls=3, halves=2, k=10).table
-        spec = resolve(model, "state")
+        spec = resolve(model, "timepoint")
         assert set(ranked["model"]) == {spec.name} and len(ranked) == 120
         drivers = ranked.set_index("gene")["rank"][kind[kind == "marginal"].index]
         assert drivers.mean() < 60
@@ -365,8 +365,8 @@ def test_the_constant_model_fails_the_checks(cohort, bagged):
     bulk = la.pp.pseudobulk(cohort)
     result = timepoint.evaluate(bagged, models=[own_models.Constant])
     ranked = timepoint.rank(bagged, bulk, model=own_models.Constant, nulls=3, halves=2, k=10)
-    found = ranked.audit(cohort, evaluation=result.evaluation).set_index("verdict")["holds"]
-    assert found["at chance"] and found["constant"]
+    found = ranked.audit(cohort, evaluation=result.evaluation).set_index("check")["status"]
+    assert found["chance level"] == found["constant"] == "failed"
 
 
 def test_own_models_forecast():
@@ -413,9 +413,9 @@ def test_what_an_own_model_must_be(tmp_path):
     }
     for message, model in cases.items():
         with pytest.raises(ValueError, match=message):
-            resolve(model, "state")
+            resolve(model, "timepoint")
     with pytest.raises(ValueError, match="more than once"):
-        resolve_all([own_models.PIPELINE, own_models.PIPELINE], "state")
+        resolve_all([own_models.PIPELINE, own_models.PIPELINE], "timepoint")
     with pytest.raises(ValueError, match="task of an own model"):
         resolve(own_models.PIPELINE, "celltype")
 
@@ -426,7 +426,7 @@ def test_an_edited_file_is_another_model(tmp_path):
     origins = []
     for name, content in (("a", text), ("b", text), ("a", text + "\n# edited\n")):
         (tmp_path / f"{name}.py").write_text(content)
-        origins.append(resolve(f"{tmp_path / name}.py:TinyGRU", "state").origin)
+        origins.append(resolve(f"{tmp_path / name}.py:TinyGRU", "timepoint").origin)
     assert origins[0] == origins[1] != origins[2]
 
 

@@ -107,12 +107,12 @@ def test_sparse_rows_are_the_filled_rows(seed, centred):
     "Products, gradients and moments of rows that are never filled."
     rng = rng_for(seed)
     x = sp.random(20, 12, 0.3, format="csr", dtype=np.float32, random_state=seed % 10**6)
-    library = rng.integers(0, 3, 20)
+    sample = rng.integers(0, 3, 20)
     means = (
         rng.normal(size=(3, 12)).astype(np.float32) if centred else np.zeros((3, 12), np.float32)
     )
-    filled = x.toarray() - means[library]
-    rows = Rows(x, library, torch.as_tensor(means) if centred else None)
+    filled = x.toarray() - means[sample]
+    rows = Rows(x, sample, torch.as_tensor(means) if centred else None)
     some = rng.integers(0, 20, 7)
     scale = rng.random(12).astype(np.float32)
     B = torch.as_tensor(rng.normal(size=(12, 4)).astype(np.float32)).requires_grad_()
@@ -160,15 +160,15 @@ def test_the_matrix_is_never_filled(cohort, monkeypatch):
         monkeypatch.setattr(kind, "todense", forbidden)
     model = la.models.ScBMLPClassifier(
         hidden=4, how=Training(epochs=2, batch_size=64, device="cpu")
-    ).fit(cells, "cell_type", groups="patient")
-    assert set(model.predict(cells)) <= set(cells.obs["cell_type"].astype(str))
+    ).fit(cells, "base_cell_type", groups="patient")
+    assert set(model.predict(cells)) <= set(cells.obs["base_cell_type"].astype(str))
 
 
 def test_a_network_survives_its_file(cohort, tmp_path):
     cells = normalize(cohort)
     model = la.models.ScBMLPClassifier(
         hidden=4, how=Training(epochs=2, batch_size=64, device="cpu")
-    ).fit(cells, "cell_type", groups="patient")
+    ).fit(cells, "base_cell_type", groups="patient")
     read = la.models.load(la.models.save(model.fitted, tmp_path / "scbmlp.pt"))
     a, b = (la.models.interactions(m, "T") for m in (model.fitted, read))
     np.testing.assert_array_equal(a.values, b.values)
@@ -186,7 +186,7 @@ def test_a_held_out_patient_is_not_seen(cohort):
     rest = sorted(set(cells.obs["patient"]) - {"AML1"})
     fits = [
         la.models.ScBMLPClassifier(hidden=4, how=Training(epochs=2, batch_size=64, device="cpu"))
-        .fit(c, "cell_type", groups="patient", train=rest)
+        .fit(c, "base_cell_type", groups="patient", train=rest)
         .fitted
         for c in (cells, other)
     ]
@@ -197,10 +197,10 @@ def test_a_held_out_patient_is_not_seen(cohort):
 @pytest.fixture(scope="module")
 def path(cohort, tmp_path_factory):
     out = tmp_path_factory.mktemp("cells") / "cells.h5ad"
-    cells = cohort[cohort.obs["cell_type"].isin(["T", "B", "Mono"]).to_numpy()].copy()
+    cells = cohort[cohort.obs["base_cell_type"].isin(["T", "B", "Mono"]).to_numpy()].copy()
     cells.obs = pd.DataFrame(
         {
-            "type": cells.obs["cell_type"].astype(str),
+            "type": cells.obs["base_cell_type"].astype(str),
             "donor": cells.obs["patient"].astype(str),
             "lane": cells.obs["sample"].astype(str),
         }
@@ -275,7 +275,7 @@ def test_same_seed_same_tables_and_resume(run, path, tmp_path):
         (["--pair-genes", "501"], "--pair-genes"),
         (["--nulls", "0"], "--nulls"),
         (["--device", "tpu"], "device is 'tpu'"),
-        (["--label-key", "donor"], "all cells of a library have the same donor"),
+        (["--label-key", "donor"], "all cells of a sample have the same donor"),
     ],
 )
 def test_wrong_options(args, said, path, tmp_path, capsys):
@@ -290,17 +290,17 @@ def test_the_benchmark_agrees_with_itself():
     assert "times" in done.stdout
 
 
-def test_timepoints_are_told_apart_beside_the_other_models():
-    "Bags one by one, under the folds of every other model: better than patient and cell type."
-    sets, proba, fits = la.tasks.timepoint.predict_state(
+def test_timepoints_are_distinguished_like_the_other_models():
+    "Bags one by one, in the folds of every other model: better than patient and cell type."
+    sets, proba, fits = la.tasks.timepoint.predict_timepoint(
         la.pp.bags(la.datasets.simulate_cohort("small", seed=2)),
         ("DX", "REL"),
-        models=["majority", "patient_lineage", "scbmlp"],
+        models=["majority", "patient_cell_type", "scbmlp"],
     )
     table = la.tasks.timepoint.evaluation_table(sets, proba)
     mean = table[table["metric"] == "balanced_accuracy"].groupby("model")["value"].mean()
-    assert {"majority", "patient_lineage", "scbmlp"} <= set(mean.index) and mean["scbmlp"] > mean[
-        "patient_lineage"
+    assert {"majority", "patient_cell_type", "scbmlp"} <= set(mean.index) and mean["scbmlp"] > mean[
+        "patient_cell_type"
     ] + 0.1
     for f in fits["scbmlp"]:
         assert f.seen and f.genes == list(sets.genes)

@@ -1,4 +1,4 @@
-"Correlation networks and block decomposition: equal to scipy and pybdm, nulls that hold, the run."
+"Correlation networks and block decomposition: equal to scipy and pybdm, calibrated nulls, the run."
 
 import gzip
 import importlib.metadata
@@ -22,7 +22,7 @@ from longaml.pp.preprocessing import bags, pseudobulk
 from longaml.tl import block_decomposition as bd
 from longaml.tl import network_changes as nc
 from longaml.tl import networks as nw
-from longaml.tl.permutation import design_of, observed_assignment, permute_libraries
+from longaml.tl.permutation import design_of, observed_assignment, permute_samples
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 SEEDS = st.integers(0, 10**6)
@@ -187,15 +187,15 @@ def test_centralities_of_a_star():
         nw.centralities(np.triu(star))
 
 
-def test_profiles_take_lineage_means_away():
+def test_profiles_take_cell_type_means_away():
     bulk = pseudobulk(simulate_cohort("small", seed=1))
-    p = nw.library_profiles(bulk)
+    p = nw.sample_profiles(bulk)
     shifted = bulk.copy()
     shifted.X = (
         bulk.X.toarray()
-        + 3.0 * (bulk.obs["lineage"] == bulk.obs["lineage"].iloc[0]).to_numpy()[:, None]
+        + 3.0 * (bulk.obs["cell_type"] == bulk.obs["cell_type"].iloc[0]).to_numpy()[:, None]
     ).astype(np.float64)
-    np.testing.assert_allclose(nw.library_profiles(shifted).X, p.X, atol=1e-4)
+    np.testing.assert_allclose(nw.sample_profiles(shifted).X, p.X, atol=1e-4)
     assert list(p.obs_names) == list(dict.fromkeys(bulk.obs["sample"].astype(str)))
 
 
@@ -316,7 +316,7 @@ def without_pybdm(monkeypatch):
 def test_a_missing_table_names_the_extra(without_pybdm):
     with pytest.raises(ImportError, match=r"longaml\[bdm\]"):
         bd.bdm(np.zeros((8, 8), int))
-    data = nw.library_profiles(pseudobulk(simulate_cohort("small", seed=1, n_patients=4)))
+    data = nw.sample_profiles(pseudobulk(simulate_cohort("small", seed=1, n_patients=4)))
     with pytest.raises(ImportError, match=r"longaml\[bdm\]"):
         nc.network_change_scorer(data, ("REL", "DX"), by="bdm")
     nc.network_change_scorer(data, ("REL", "DX"), by="degree")  # needs no table
@@ -414,13 +414,13 @@ def test_a_scorer_depends_on_the_assignment_alone(cohort, by, kind):
     data = (
         bags(cohort, bag_size=5, max_bags=4)
         if kind == "bags"
-        else nw.library_profiles(pseudobulk(cohort))
+        else nw.sample_profiles(pseudobulk(cohort))
     )
     data, contrast = data[:, :60].copy(), ("REL", "DX")
     design = design_of(data, contrast[::-1])
     design = design[design.groupby("patient")["timepoint"].transform("size") == 2]
     score, true = nc.network_change_scorer(data, contrast, by=by), observed_assignment(design)
-    perm = permute_libraries(design, n=3).assignments
+    perm = permute_samples(design, n=3).assignments
     both = score([true, *perm])
     assert both.shape == (4, 60) and np.isfinite(both).all() and (both >= 0).all()
     moved = data.copy()
@@ -438,11 +438,11 @@ def test_patients_without_both_visits_are_left_out(cohort):
     with pytest.raises(ValueError, match="patients have both"):
         nc.network_change_scorer(data[data.obs["patient"] == "AML2"].copy(), ("REL", "DX"))
     few = data[
-        data.obs.groupby(["sample", "lineage"], observed=True).cumcount().to_numpy() < 1
+        data.obs.groupby(["sample", "cell_type"], observed=True).cumcount().to_numpy() < 1
     ].copy()
-    with pytest.raises(ValueError, match="library_profiles"):
+    with pytest.raises(ValueError, match="sample_profiles"):
         nc.network_change_scorer(few, ("REL", "DX"))([{}])
-    one = data[(data.obs["lineage"] == data.obs["lineage"].iloc[0]).to_numpy()].copy()
+    one = data[(data.obs["cell_type"] == data.obs["cell_type"].iloc[0]).to_numpy()].copy()
     with pytest.raises(ValueError, match="bag_size"):
         nc.network_change_scorer(one, ("REL", "DX"))
 

@@ -1,4 +1,4 @@
-"One's own models: stored results follow the model, and an answer that is none is refused."
+"One's own models: stored results follow the model, and invalid predictions are refused."
 
 import importlib
 import logging
@@ -39,7 +39,7 @@ class Threshold:
 
 
 def origin(model):
-    return resolve(("m", model), "state").origin
+    return resolve(("m", model), "timepoint").origin
 
 
 def shifted(by):
@@ -77,7 +77,7 @@ def test_what_cannot_be_described_is_never_the_same(caplog):
         assert origin(model) != origin(model)
     assert "no stored result is used" in caplog.text
     with pytest.raises(InputError, match="m: TypeError while it was made or copied"):
-        resolve(("m", model), "state").made()
+        resolve(("m", model), "timepoint").made()
 
 
 def test_the_origin_follows_the_file_and_what_it_imports(tmp_path):
@@ -89,12 +89,12 @@ def test_the_origin_follows_the_file_and_what_it_imports(tmp_path):
     found = []
     for value in (1, 2, 1):
         helper.write_text(f"def least():\n    return {value}\n")
-        spec = resolve(f"{file}:Mine", "state")
+        spec = resolve(f"{file}:Mine", "timepoint")
         found.append((spec.origin, spec.made().model.least))
     assert [least for _, least in found] == [1, 2, 1]
     assert found[0][0] == found[2][0] != found[1][0]
     (tmp_path / "unrelated.py").write_text("x = 1\n")
-    assert resolve(f"{file}:Mine", "state").origin == found[0][0]
+    assert resolve(f"{file}:Mine", "timepoint").origin == found[0][0]
 
 
 def test_a_run_is_another_when_a_module_beside_the_file_changed(tmp_path):
@@ -110,7 +110,7 @@ def test_a_run_is_another_when_a_module_beside_the_file_changed(tmp_path):
 
 
 def test_an_object_of_a_file_is_called_as_it_was_typed():
-    spec = resolve(f"{own_models.__file__}:PIPELINE", "state")
+    spec = resolve(f"{own_models.__file__}:PIPELINE", "timepoint")
     assert spec.name == "PIPELINE"
 
 
@@ -119,9 +119,9 @@ def test_a_clash_of_names_in_files_advises_another_class(tmp_path):
         "from test_own_models import Threshold\nlogistic = Threshold(0)"
     )
     with pytest.raises(InputError, match="rename it in the file"):
-        resolve(f"{tmp_path}/mine.py:logistic", "state")
+        resolve(f"{tmp_path}/mine.py:logistic", "timepoint")
     with pytest.raises(InputError, match="give each model once") as error:
-        resolve_all([f"{own_models.__file__}:Dense"] * 2, "state")
+        resolve_all([f"{own_models.__file__}:Dense"] * 2, "timepoint")
     assert "(" not in str(error.value)
 
 
@@ -130,10 +130,10 @@ def test_a_clash_of_names_in_files_advises_another_class(tmp_path):
 
 @pytest.mark.parametrize("cheat", [own_models.PositionObject, own_models.LabelReader])
 def test_an_entry_that_is_not_registered_is_guarded(cheat):
-    entry = contract.ModelSpec("cheat", ("state",), make=cheat, kind="own", origin="mine")
+    entry = contract.ModelSpec("cheat", ("timepoint",), make=cheat, kind="own", origin="mine")
     sets = made()
-    spec = resolve(entry, "state")
-    assert spec.origin != "mine" and resolve(spec, "state") == spec
+    spec = resolve(entry, "timepoint")
+    assert spec.origin != "mine" and resolve(spec, "timepoint") == spec
     model = spec.made().fit(sets)
     assert isinstance(model, OwnModel)
     p = model.predict_proba(sets)
@@ -142,10 +142,10 @@ def test_an_entry_that_is_not_registered_is_guarded(cheat):
 
 
 def test_registered_entries_and_networks_of_the_registry_stay():
-    for spec in contract.specs("state"):
-        assert resolve(spec, "state") is spec and not spec.origin
-    wide = replace(contract.spec("lstm", "state"), settings=(("width", 8),))
-    assert resolve(wide, "state") is wide
+    for spec in contract.specs("timepoint"):
+        assert resolve(spec, "timepoint") is spec and not spec.origin
+    wide = replace(contract.spec("lstm", "timepoint"), settings=(("width", 8),))
+    assert resolve(wide, "timepoint") is wide
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Configured(own_models.Position):
 
 def test_a_configured_network_that_is_not_registered_is_read_as_a_set():
     entry = contract.ModelSpec(
-        "place", ("state",), network=Configured, config=Sizes, kind="network"
+        "place", ("timepoint",), network=Configured, config=Sizes, kind="network"
     )
     sets = made()
     p, _ = timepoint.network_proba(entry, sets, FOLDS, device="cpu")
@@ -169,12 +169,12 @@ def test_a_configured_network_that_is_not_registered_is_read_as_a_set():
 
 
 def test_a_model_registered_by_a_user_has_an_origin():
-    entry = contract.ModelSpec("mine_registered", ("state",), make=Threshold, kind="own")
+    entry = contract.ModelSpec("mine_registered", ("timepoint",), make=Threshold, kind="own")
     assert contract.with_origin(entry).origin
     assert contract.with_origin(contract.spec("logistic")) is contract.spec("logistic")
 
 
-# ---- answers
+# ---- predictions
 
 
 class Answers(Threshold):
@@ -196,9 +196,9 @@ WRONG = {
 
 
 @pytest.mark.parametrize("message", WRONG)
-def test_an_answer_that_is_no_probability_is_refused(message):
+def test_predictions_that_are_no_probabilities_are_refused(message):
     sets = made()
-    model = resolve(("strange", Answers(WRONG[message])), "state").made().fit(sets)
+    model = resolve(("strange", Answers(WRONG[message])), "timepoint").made().fit(sets)
     for ask in (model.predict_proba, model.contributions):
         with pytest.raises(InputError, match=f"strange: .*{message}"):
             ask(sets)
@@ -217,7 +217,7 @@ class Negative(ClassifierMixin, BaseEstimator):
 
 def test_estimators_are_checked_and_named():
     sets = made()
-    model = resolve(("neg", Negative()), "state").made()
+    model = resolve(("neg", Negative()), "timepoint").made()
     with pytest.raises(InputError, match="neg: .* of .* bags are not finite"):
         model.fit(sets).predict_proba(sets)
     with pytest.raises(InputError, match="neg: ValueError while it was fitted: too few rows"):
@@ -300,5 +300,5 @@ def test_modules_that_the_user_imported_stay_the_same_objects(tmp_path, monkeypa
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     before = importlib.import_module("la_neighbour_of_models")
-    resolve(f"{tmp_path / 'la_models_here.py'}:Mine", "state")
+    resolve(f"{tmp_path / 'la_models_here.py'}:Mine", "timepoint")
     assert importlib.import_module("la_neighbour_of_models") is before

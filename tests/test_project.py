@@ -1,4 +1,4 @@
-"""The rules of the house, as the contributing page states them: the tree is what nbdev writes,
+"""The rules of the project, as the contributing page states them: the tree is what nbdev writes,
 notebooks read like lessons, importing is instant.
 """
 
@@ -310,7 +310,9 @@ def hrefs(entry):
 
 
 def test_sidebar_reaches_every_page():
-    "Pages at the top and tutorials are named one by one; a folder of the house is listed whole."
+    """Pages at the top and tutorials are named one by one; a folder of the package is listed
+    whole.
+    """
     text = (ROOT / "_quarto.yml").read_text()
     contents = yaml.safe_load(text)["website"]["sidebar"]["contents"]
     named = hrefs(contents)

@@ -32,7 +32,7 @@ from longaml.published.trajectories import Trajectories, trajectories
 
 FEW = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 MODELS = ["transformer", "lstm", "bilstm"]
-AUDIT = "model contrast verdict holds value threshold text".split()
+AUDIT = "model contrast check status value threshold text".split()
 
 
 def files(out):
@@ -183,8 +183,8 @@ def test_published_files(model, finished, simulated):
     assert np.isclose(one["accuracy"], accuracy)
 
 
-def test_verdicts(finished):
-    "Chance, one value, an output that ignores its input: in table, summary and manifest."
+def test_failed_checks(finished):
+    "Chance level, one value, an input-independent output: in table, summary and manifest."
     out, result = finished
     a = table(out, "audit.csv")
     s = result["summary"]
@@ -194,16 +194,16 @@ def test_verdicts(finished):
         and list(dict.fromkeys(a["model"])) == MODELS
         and (a["text"].str.len() > 10).all()
     )
-    held = {m: set(v.loc[v["holds"].map(str) == "True", "verdict"]) for m, v in a.groupby("model")}
+    failed = {m: set(v.loc[v["status"] == "failed", "check"]) for m, v in a.groupby("model")}
     assert (
-        "input-independent" in held["transformer"]
-        and "constant" in held["lstm"] & held["bilstm"]
-        and "constant" not in held["transformer"]
+        "input-independent" in failed["transformer"]
+        and "constant" in failed["lstm"] & failed["bilstm"]
+        and "constant" not in failed["transformer"]
     )
     for m in MODELS:
         r = pooled.loc[m]
         assert (
-            "at chance" in held[m]
+            "chance level" in failed[m]
             and r["low"] <= 1 / 3 <= r["high"]
             and np.isclose(r["accuracy"], r["correct"] / r["genes"])
         )
@@ -212,8 +212,8 @@ def test_verdicts(finished):
             f"{int(r['patients'])} patients, 95% interval {r['low']:.3f} to {r['high']:.3f}; "
             f"chance 0.333" in s
         )
-    for v in a[a["holds"].map(str) == "True"].itertuples():
-        assert f"  verdict: {v.verdict} ({v.text})" in s
+    for v in a[a["status"] == "failed"].itertuples():
+        assert f"  failed check: {v.check} ({v.text})" in s
     m = json.loads((out / "run.json").read_text())
     assert (
         m["command"] == "published"
@@ -385,14 +385,14 @@ def test_log_normalised(simulated, tmp_path):
     "Values without counts: abundance and depth cannot be assessed, and the rest is."
     adata = la.pp.normalize(simulated)
     del adata.layers["counts"]
-    adata = la.pp.as_cohort(adata, lineage_key="lineage")
+    adata = la.pp.as_cohort(adata, cell_type_key="cell_type")
     assert adata.uns["longaml"]["input_kind"] == "lognorm"
     result = run(adata, tmp_path)
-    a = result["audit"].set_index(["model", "verdict"])["holds"]
+    a = result["audit"].set_index(["model", "check"])["status"]
     assert (
-        a["transformer", "input-independent"] is True
-        and a["lstm", "constant"] is True
-        and pd.isna(a["transformer", "explained by abundance"])
+        a["transformer", "input-independent"] == "failed"
+        and a["lstm", "constant"] == "failed"
+        and a["transformer", "explained by abundance"] == "not assessed"
     )
     log = trajectories(simulated, values="lognorm")
     assert np.allclose(trajectories(adata).x, log.x, atol=1e-5) and not np.allclose(

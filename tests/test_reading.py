@@ -66,7 +66,7 @@ def make(
     obs["sample"] = obs["patient"] + "_" + obs["timepoint"]
     obs.index = obs["sample"] + ":" + obs.pop("barcode")
     X = r.poisson(3, (len(obs), n_genes)) * (r.random((len(obs), n_genes)) < density)
-    X[:, 0] = r.integers(1, 9, len(obs))  # no empty library
+    X[:, 0] = r.integers(1, 9, len(obs))  # no empty sample
     if annotated:
         obs["cell_type"] = pd.Categorical(r.choice(["HSC", "Mono", "T cell"], len(obs)))
         obs["malignant"] = r.random(len(obs)) < 0.5
@@ -75,7 +75,8 @@ def make(
     obs["patient"] = pd.Categorical(obs["patient"], list(patients))
     obs["timepoint"] = pd.Categorical(obs["timepoint"], ["DX", "REM", "REL"], ordered=True)
     obs["sample"] = pd.Categorical(obs["sample"], list(dict.fromkeys(obs["sample"])))
-    obs["lineage"] = "all"
+    if not annotated:
+        obs["cell_type"] = "all"
     var = pd.DataFrame(
         index=["MT-CO1", "HLA-A", "HLA-A-1x", *(f"Gene{i}.{i % 3}" for i in range(n_genes - 3))]
     )
@@ -125,12 +126,14 @@ def test_geo_round_trip(tmp_path_factory, traps, tar, seed, missing):
     assert set(back.var_names) == set(genes)
     assert equal(
         back[:, genes].X, cohort.X
-    )  # libraries are read in the order of patients and time, as they were made
+    )  # samples are read in the order of patients and time, as they were made
     if "repeated_barcodes" not in traps:
         assert list(back.obs_names) == list(cohort.obs_names)
     assert back.obs_names.is_unique
-    for c in ("patient", "timepoint", "sample", "cell_type"):
+    for c in ("patient", "timepoint", "sample"):
         assert back.obs[c].astype(str).tolist() == cohort.obs[c].astype(str).tolist()
+    named = "base_cell_type" if cohort.obs["malignant"].notna().any() else "cell_type"
+    assert back.obs[named].astype(str).tolist() == cohort.obs["cell_type"].astype(str).tolist()
     assert (
         back.obs["malignant"].astype(str).tolist() == cohort.obs["malignant"].astype(str).tolist()
     )
@@ -138,7 +141,7 @@ def test_geo_round_trip(tmp_path_factory, traps, tar, seed, missing):
         t if pd.isna(m) else f"{t} {'malignant' if m else 'normal'}"
         for t, m in zip(cohort.obs["cell_type"], cohort.obs["malignant"])
     ]
-    assert back.obs["lineage"].astype(str).tolist() == split
+    assert back.obs["cell_type"].astype(str).tolist() == split
     assert (
         back.X.dtype == np.float32
         and back.X.has_canonical_format
@@ -154,7 +157,7 @@ def test_geo_round_trip(tmp_path_factory, traps, tar, seed, missing):
     seed=st.integers(0, 10**6),
     traps=st.sets(st.sampled_from(["mixed_columns", "repeated_barcodes", "unsorted_entries"])),
 )
-def test_intersection_is_what_every_library_lists(tmp_path_factory, seed, traps):
+def test_intersection_is_what_every_sample_lists(tmp_path_factory, seed, traps):
     cohort = make(seed)
     path = write_geo(
         cohort, tmp_path_factory.mktemp("geo"), traps={*traps, "different_genes"}, seed=seed
@@ -201,7 +204,7 @@ def test_the_file_name_wins_with_one_counted_warning(cohort, tmp_path, caplog):
 
 
 def test_ids_decide_which_repeated_symbol_is_which(geo):
-    "One library lists both genes of a symbol, another only the second: ids keep them apart."
+    "One sample lists both genes of a symbol, another only the second: ids keep them apart."
     for p in geo.glob("*genes*"):
         rewrite(
             p,
@@ -271,10 +274,11 @@ def test_clinical_columns_stay_and_repeats_go(geo):
 
 
 def test_other_columns_can_be_named(geo):
-    back = read_cohort(geo, cell_type_key="Seurat_Cluster", lineage_key="Subgroup")
-    assert set(back.obs["cell_type"]) <= {"0", "1", "2"} and set(back.obs["lineage"]) == set(
-        back.obs["Subgroup"].astype(str)
-    )
+    back = read_cohort(geo, cell_type_key="Seurat_Cluster")
+    assert set(back.obs["base_cell_type"]) <= {"0", "1", "2"}
+    assert set(back.obs["cell_type"].str.split().str[1]) <= {"malignant", "normal"}
+    back = read_cohort(geo, cell_type_key="Subgroup", malignant_key="none")
+    assert set(back.obs["cell_type"]) == set(back.obs["Subgroup"].astype(str))
     with pytest.raises(
         KeyError, match="no cell_type column 'Seurat_clusters'.*Did you mean 'Seurat_Cluster'"
     ):
@@ -285,17 +289,17 @@ def test_a_cell_without_metadata_has_counts_and_no_annotation(geo, cohort):
     rewrite(geo / METADATA, lambda s: "\n".join(s.rstrip("\n").split("\n")[:-1]) + "\n")
     n = int((cohort.obs["sample"] == "AML1_DX").sum())
     if n == 1:
-        pytest.skip("the library has one cell")
+        pytest.skip("the sample has one cell")
     back = read_cohort(geo)
     assert (
         equal(back.X, cohort.X)
-        and back.obs["cell_type"].isna().sum() == 1
-        and back.obs["lineage"].astype(str).iloc[n - 1] == "unassigned"
+        and back.obs["base_cell_type"].isna().sum() == 1
+        and back.obs["cell_type"].astype(str).iloc[n - 1] == "unassigned"
     )
     assert any("no annotation: 1 of" in w for w in back.uns["longaml"]["warnings"])
 
 
-def test_two_libraries_of_one_visit_are_pooled(geo, cohort):
+def test_two_replicates_of_one_visit_are_pooled(geo, cohort):
     for p in list(geo.glob("GSM7494257*")):
         (geo / p.name.replace("GSM7494257", "GSM7999999")).write_bytes(p.read_bytes())
     back = read_cohort(geo)
@@ -314,7 +318,7 @@ def test_only_the_timepoints_asked_for(geo, cohort):
     assert equal(back.X, cohort[cohort.obs["timepoint"] != "REM"].X) and list(
         back.obs["timepoint"].cat.categories
     ) == ["DX", "REL"]
-    assert any(w.startswith("dropped: 2 libraries") for w in back.uns["longaml"]["warnings"])
+    assert any(w.startswith("dropped: 2 samples") for w in back.uns["longaml"]["warnings"])
     assert list(
         read_cohort(geo, timepoints=["REL", "REM", "DX"]).obs["timepoint"].cat.categories
     ) == ["REL", "REM", "DX"]
@@ -573,7 +577,7 @@ def test_truncated_tar(cohort, tmp_path):
     path = write_geo(cohort, tmp_path / "x.tar", tar=True)
     data = path.read_bytes()
     with tarfile.open(path) as t:
-        between = t.getmembers()[8].offset  # two whole libraries, then nothing
+        between = t.getmembers()[8].offset  # two whole samples, then nothing
     for cut in (700, len(data) // 2, len(data) // 2 - 300, between):
         path.write_bytes(data[:cut])
         with pytest.raises(ValueError, match="x.tar is truncated or not a tar"):
@@ -674,6 +678,127 @@ def test_again_is_the_same(geo):
         and a.obs.equals(b.obs)
         and b.uns["longaml"]["warnings"] == a.uns["longaml"]["warnings"]
     )
+
+
+def annotated_cohort():
+    "A cohort whose cell types are split, with columns of the user."
+    a = make(1)
+    a.obs["annotation"] = np.where(np.arange(a.n_obs) % 2, "x", "y")
+    a.obs["clone"] = np.where(np.arange(a.n_obs) % 3, "c1", "c2")
+    return a, as_cohort(a)
+
+
+def texts(column):
+    return column.astype(str).tolist()
+
+
+def test_cell_types_are_split_once(tmp_path):
+    a, split = annotated_cohort()
+    part = np.where(a.obs["malignant"], "malignant", "normal")
+    assert texts(split.obs["cell_type"]) == [f"{t} {m}" for t, m in zip(a.obs["cell_type"], part)]
+    assert texts(split.obs["base_cell_type"]) == texts(a.obs["cell_type"])
+    assert split.uns["longaml"]["split_by_malignant"]
+    assert as_cohort(split).obs.equals(split.obs)
+    assert as_cohort(split, cell_type_key="cell_type").obs.equals(split.obs)
+    assert as_cohort(split, cell_type_key="base_cell_type").obs.equals(split.obs)
+    back = read_cohort(save_cohort(split, tmp_path / "c.h5ad"))
+    assert as_cohort(back).obs.equals(back.obs)
+    assert texts(back.obs["cell_type"]) == texts(split.obs["cell_type"])
+    for column in ("annotation", "clone"):
+        assert texts(back.obs[column]) == texts(a.obs[column])
+
+
+def test_cell_types_are_split_once_without_provenance():
+    _, split = annotated_cohort()
+    del split.uns["longaml"]
+    assert as_cohort(split).obs.equals(split.obs)
+    del split.obs["base_cell_type"]  # what is left says `Mono malignant` already
+    assert texts(as_cohort(split).obs["cell_type"]) == texts(split.obs["cell_type"])
+
+
+def test_only_malignant_or_nothing_is_known():
+    a = make(1)
+    del a.obs["cell_type"]
+    got = as_cohort(a)
+    assert set(got.obs["cell_type"]) == {"malignant", "normal"}
+    assert "base_cell_type" not in got.obs and as_cohort(got).obs.equals(got.obs)
+    bare = as_cohort(plain())
+    assert set(bare.obs["cell_type"]) == {"all"} and "base_cell_type" not in bare.obs
+    assert as_cohort(bare).obs.equals(bare.obs)
+
+
+def test_cell_types_that_are_not_split(tmp_path):
+    a, split = annotated_cohort()
+    for source in (a, split):
+        got = as_cohort(source, malignant_key="none")
+        assert texts(got.obs["cell_type"]) == texts(a.obs["cell_type"])
+        assert "base_cell_type" not in got.obs and "malignant" in got.obs
+        assert as_cohort(got).obs.equals(got.obs)  # the choice is kept
+        back = read_cohort(save_cohort(got, tmp_path / "c.h5ad"))
+        assert texts(back.obs["cell_type"]) == texts(a.obs["cell_type"])
+        again = as_cohort(back, malignant_key="malignant")
+        assert texts(again.obs["cell_type"]) == texts(split.obs["cell_type"])
+    a.obs["malignant"] = "perhaps"
+    assert texts(as_cohort(a, malignant_key="none").obs["cell_type"]) == texts(a.obs["cell_type"])
+
+
+def test_a_column_of_the_user_is_followed():
+    a, split = annotated_cohort()
+    for source in (a, split):
+        got = as_cohort(source, cell_type_key="annotation", malignant_key="none")
+        assert texts(got.obs["cell_type"]) == texts(a.obs["annotation"])
+        assert texts(got.obs["annotation"]) == texts(a.obs["annotation"])
+        assert texts(got.obs["clone"]) == texts(a.obs["clone"])
+    parted = as_cohort(split, cell_type_key="annotation")
+    assert texts(parted.obs["base_cell_type"]) == texts(a.obs["annotation"])
+    a.obs["lineage"] = "myeloid"  # a column like any other
+    assert texts(as_cohort(a).obs["cell_type"]) == texts(split.obs["cell_type"])
+    assert set(as_cohort(as_cohort(a)).obs["lineage"]) == {"myeloid"}
+
+
+def old_cohort(lineage=None):
+    "As version 0.1 wrote it: raw `cell_type`, `malignant`, and `lineage`, which is followed."
+    a, split = annotated_cohort()
+    old = split.copy()
+    old.obs["lineage"] = split.obs["cell_type"] if lineage is None else a.obs[lineage].to_numpy()
+    old.obs["cell_type"] = split.obs["base_cell_type"]
+    del old.obs["base_cell_type"]
+    old.uns["longaml"] = {"version": "0.1.0", "input_kind": "counts", "parameters": {}}
+    return old, split
+
+
+def test_a_file_of_version_01(tmp_path):
+    old, split = old_cohort()
+    old.write_h5ad(tmp_path / "old.h5ad")
+    got = read_cohort(tmp_path / "old.h5ad")
+    for column in ("cell_type", "base_cell_type", "malignant", "annotation", "clone"):
+        assert texts(got.obs[column]) == texts(split.obs[column])
+    assert "lineage" not in got.obs and as_cohort(got).obs.equals(got.obs)
+    unsplit = read_cohort(tmp_path / "old.h5ad", malignant_key="none")
+    assert texts(unsplit.obs["cell_type"]) == texts(split.obs["base_cell_type"])
+
+
+def test_a_file_of_version_01_with_a_lineage_of_its_own():
+    old, split = old_cohort("annotation")
+    got = as_cohort(old)
+    assert texts(got.obs["cell_type"]) == texts(split.obs["annotation"])
+    assert texts(got.obs["base_cell_type"]) == texts(split.obs["base_cell_type"])
+    assert as_cohort(got).obs.equals(got.obs)
+    named = as_cohort(old, cell_type_key="cell_type", malignant_key="malignant")
+    assert texts(named.obs["cell_type"]) == texts(split.obs["cell_type"])
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_convert_without_splitting(tmp_path, capsys, old):
+    a, _ = annotated_cohort()
+    a.write_h5ad(tmp_path / "mine.h5ad")
+    options = ["--cell-type-key", "annotation", "--malignant-key", "none"]
+    given = ["--lineage-key", "annotation"] if old else options
+    out = tmp_path / "made.h5ad"
+    assert main(["convert", str(tmp_path / "mine.h5ad"), str(out), *given]) == 0
+    note = f"longaml: warning: --lineage-key annotation is {' '.join(options)} since version 0.2"
+    assert (note in capsys.readouterr().err) == old
+    assert texts(read_cohort(out).obs["cell_type"]) == texts(a.obs["annotation"])
 
 
 def lognorm(X):
@@ -861,7 +986,7 @@ def test_bulk_rows_one_per_visit(tmp_path):
     assert (
         list(got.obs["patient"].cat.categories[:3]) == ["D1", "D2", "D3"]
         and got.obs_names[0] == "D1_0:r0"
-        and set(got.obs["lineage"]) == {"all"}
+        and set(got.obs["cell_type"]) == {"all"}
     )
 
 
@@ -1002,7 +1127,7 @@ def test_glioblastoma(shared_data):
     assert (
         got.uns["longaml"]["input_kind"] == "counts"
         and got.var_names[0].startswith("ENSG")
-        and set(got.obs["lineage"]) == {"all"}
+        and set(got.obs["cell_type"]) == {"all"}
     )
     with pytest.raises(
         KeyError,
@@ -1048,7 +1173,7 @@ def test_pancreas_is_one_embryonic_day(shared_data):
             ]
         ].X,
         a.layers["unspliced"],
-    ) and "Beta" in set(got.obs["lineage"])
+    ) and "Beta" in set(got.obs["cell_type"])
 
 
 # ---------------------------------------------------------------- memory

@@ -21,7 +21,7 @@ from longaml.experiment import agreement, report, report_tables, report_text
 from longaml.experiment.store import Run
 
 TIMES = ("DX", "REM", "REL")
-MODELS = ("majority", "patient_lineage", "technical", "logistic", "transformer")
+MODELS = ("majority", "patient_cell_type", "technical", "logistic", "transformer")
 RANKERS = ("logistic", "paired_de", "transformer")
 CONTRASTS = ("REL_vs_DX", "REM_vs_DX")
 GENES = [f"G{i:02d}" for i in range(40)]
@@ -43,7 +43,7 @@ def evaluation(gain=0.3, patients=8, seed=0):
                     else 0.55 + 0.05 * rng.random() + (gain if m in MODELS[3:] else 0)
                 )
                 rows += [
-                    ("state", c, m, f"AML{p + 1}", k, v, 1 / 3 if c == "all" else 0.5)
+                    ("timepoint", c, m, f"AML{p + 1}", k, v, 1 / 3 if c == "all" else 0.5)
                     for k in ("balanced_accuracy", "auroc")
                 ]
     return pd.DataFrame(rows, columns="task contrast model patient metric value chance".split())
@@ -78,10 +78,10 @@ def ranking(genes=GENES, passing=4, seed=0):
     return pd.concat(tables, ignore_index=True)
 
 
-def audit(holds=()):
-    "Verdicts, none of which holds but those named as (model, contrast, verdict)."
+def audit(failed=()):
+    "Checks, none of which failed but those named as (model, contrast, check)."
     names = [
-        "at chance",
+        "chance level",
         "constant",
         "input-independent",
         "explained by abundance",
@@ -96,9 +96,9 @@ def audit(holds=()):
             m,
             c,
             v,
-            (m, c, v) in holds
-            if not (m == "paired_de" and v in ("at chance", "input-independent"))
-            else None,
+            "not assessed"
+            if m == "paired_de" and v in ("chance level", "input-independent")
+            else ("failed" if (m, c, v) in failed else "passed"),
             0.25,
             0.5,
             f"what was found about {v}",
@@ -107,21 +107,21 @@ def audit(holds=()):
         for c in CONTRASTS
         for v in names
     ]
-    return pd.DataFrame(rows, columns="model contrast verdict holds value threshold text".split())
+    return pd.DataFrame(rows, columns="model contrast check status value threshold text".split())
 
 
 def visits(patients=8):
     return [(f"AML{p + 1}", t) for t in TIMES for p in range(patients) if (p, t) != (2, "REM")]
 
 
-def libraries(patients=8):
+def samples(patients=8):
     rows = [
         (p, t, f"{p}_{t}", k, n, 1000.0 + 10 * i, 500.0, 0.05)
         for i, (p, t) in enumerate(visits(patients))
         for k, n in (("all", 100), ("HSC malignant", 60), ("T normal", 40))
     ]
     return pd.DataFrame(
-        rows, columns="patient timepoint sample lineage cells counts genes mitochondrial".split()
+        rows, columns="patient timepoint sample cell_type cells counts genes mitochondrial".split()
     )
 
 
@@ -135,14 +135,14 @@ def tables(**changes):
         "evaluation": evaluation(),
         "ranking": r,
         "audit": audit(),
-        "libraries": libraries(),
+        "samples": samples(),
         "coverage": pd.DataFrame(
             [
                 (c, k, n, n, n > 2)
                 for c, n in (*((c, 8) for c in CONTRASTS), ("REL_vs_REM", 2))
                 for k in ("all", "HSC malignant")
             ],
-            columns="contrast lineage patients sets evaluated".split(),
+            columns="contrast cell_type patients pairs evaluated".split(),
         ),
         "stability": pd.DataFrame(
             [(m, c, 0.5, 0.4, 0.6, 0.05, 0.0, 0.1, 8, 50, 10) for m in RANKERS for c in CONTRASTS],
@@ -150,7 +150,7 @@ def tables(**changes):
                 "model contrast index low high null_index null_low null_high patients k n".split()
             ),
         ),
-        "reach": pd.DataFrame(
+        "power": pd.DataFrame(
             [(c, 8, 256.0, 127.0, 0.05, 0.001, 0.3) for c in CONTRASTS],
             columns="contrast patients possible distinct smallest_p_alone smallest_p power".split(),
         ),
@@ -182,7 +182,7 @@ def write(folder, made, **params):
         folder,
         command="run",
         params={
-            "task": "state",
+            "task": "timepoint",
             "models": [*MODELS, "paired_de"],
             "nulls": 20,
             "halves": 10,
@@ -193,10 +193,10 @@ def write(folder, made, **params):
         },
         seed=7,
     )
-    run.record["inputs"] = [{"path": "/somewhere/else/cohort.h5ad", "sha256": "ab" * 32}]
+    run.manifest.record["inputs"] = [{"path": "/somewhere/else/cohort.h5ad", "sha256": "ab" * 32}]
     for name, t in made.items():
         run.table(f"{name}.csv", t)
-    run.finish({"summary": ["a line", "note: dropped: 1 library"]})
+    run.finish({"summary": ["a line", "note: dropped: 1 sample"]})
     return folder
 
 
@@ -264,9 +264,9 @@ def test_sections_and_sentences(made):
         "Held-out patients, against baselines",
         "Ranked genes",
         "Top genes over time",
-        "Do the models agree?",
+        "Agreement of the models",
         "Gene modules",
-        "Methods, to paste",
+        "Methods section",
     ):
         assert title in text
     assert (
@@ -280,9 +280,9 @@ def test_sections_and_sentences(made):
     )
     assert "REL against REM: not evaluated; 2 patients have enough cells at both." in text
     assert (
-        "dropped: 1 library" in text
+        "dropped: 1 sample" in text
         and "This run has no gene modules." in text
-        and "What comes next" not in text
+        and "Forecast and imputation" not in text
     )
 
 
@@ -332,7 +332,7 @@ def test_odd_names_and_missing_tables(tmp_path):
         "G02": "nan",
         "logistic": "logistic",
     }
-    t = tables(reach=None, stability=None, gene_times=None, gene_changes=None, coverage=None)
+    t = tables(power=None, stability=None, gene_times=None, gene_changes=None, coverage=None)
     out = write(tmp_path / "out", {k: v.replace({**names}) for k, v in t.items()})
     report.write_report(out)
     found = Page((out / "report.html").read_text())
@@ -347,29 +347,27 @@ def test_odd_names_and_missing_tables(tmp_path):
 
 
 def test_a_run_with_less(tmp_path):
-    "Without libraries, and without a ranking: sections name what is missing, or are not there."
+    "Without samples, and without a ranking: sections name what is missing, or are not there."
     out = write(
         tmp_path / "out",
         tables(
-            libraries=None,
+            samples=None,
             ranking=None,
             audit=None,
             stability=None,
             gene_changes=None,
             gene_times=None,
-            reach=None,
+            power=None,
         ),
         models=[*MODELS],
     )
     cells = report.report_cells(out)
     prose = "\n".join(c.source for c in cells if c.kind == "markdown")
     assert (
-        "no `libraries.csv`" in prose
-        and "Ranked genes" not in prose
-        and "Held-out patients" in prose
+        "no `samples.csv`" in prose and "Ranked genes" not in prose and "Held-out patients" in prose
     )
     code = "\n".join(c.source for c in cells if c.kind == "code")
-    assert "libraries" not in code and "ranking" not in code
+    assert "samples" not in code and "ranking" not in code
 
 
 # ---------------------------------------------------------------- what it says
@@ -379,7 +377,7 @@ def said(kind, **changes):
     return [s for k, s in report_text.findings(tables(**changes)) if k == kind]
 
 
-def test_a_gain_is_believed_and_a_network_that_adds_nothing_is_not():
+def test_a_gain_is_supported_and_a_network_that_adds_nothing_is_not():
     yes = said("yes")
     no = said("no")
     assert any(
@@ -404,20 +402,20 @@ def test_a_gain_is_believed_and_a_network_that_adds_nothing_is_not():
     )
 
 
-def test_genes_are_believed_unless_a_verdict_holds():
+def test_genes_are_supported_unless_a_check_failed():
     assert any(
         s.startswith(
             "REL against DX: genes at q < 0.1 by logistic (4: G00, G01, G02 and 1 more); paired_de"
         )
         for s in said("yes")
     )
-    held = audit(
+    flagged = audit(
         [("logistic", "REL_vs_DX", "explained by depth"), ("logistic", "REL_vs_DX", "unstable")]
     )
-    no = [s for s in said("no", audit=held) if "genes of logistic" in s]
+    no = [s for s in said("no", audit=flagged) if "genes of logistic" in s]
     assert len(no) == 1 and "sequencing depth" in no[0] and "another list" in no[0]
     assert not any(
-        "REL against DX: genes" in s and "logistic" in s for s in said("yes", audit=held)
+        "REL against DX: genes" in s and "logistic" in s for s in said("yes", audit=flagged)
     )
     none = said("no", ranking=ranking(passing=0))
     assert [s for s in none if "no gene" in s] == [
@@ -425,7 +423,7 @@ def test_genes_are_believed_unless_a_verdict_holds():
         "out from permuted samples at q < 0.1. That does not show that nothing changes."
     ]
     assert any(
-        s == "Not assessed for paired_de: at chance and input-independent." for s in said("open")
+        s == "Not assessed for paired_de: chance level and input-independent." for s in said("open")
     )
 
 
@@ -439,7 +437,7 @@ def test_flags_of_the_cohort_and_technical_values():
                         "all",
                         "all",
                         "depth uncontrolled",
-                        True,
+                        "failed",
                         np.nan,
                         np.nan,
                         "depth uncontrolled: log-normalised input",
@@ -468,7 +466,7 @@ def test_forecasts():
     rng = np.random.default_rng(0)
     rows = [
         ("forecast", "REL", m, f"AML{i}", "skill", v + 0.01 * rng.random(), 0.0)
-        for m, v in (("own_level", 0.0), ("no_change", -0.2), ("ridge", 0.1))
+        for m, v in (("baseline_expression", 0.0), ("no_change", -0.2), ("ridge", 0.1))
         for i in range(8)
     ]
     e = pd.concat(
@@ -659,7 +657,7 @@ def test_methods_say_what_was_run(made):
         assert what in text
     assert "/somewhere" not in text and "Hoerl" not in text
     used = set(report_text.references(run))
-    p = run["params"] | {"task": "state,forecast,impute", "models": [*p_all(), "lstm"]}
+    p = run["params"] | {"task": "timepoint,forecast,impute", "models": [*p_all(), "lstm"]}
     every = set(
         report_text.references(
             {**run, "params": p, "inputs": [{"path": "GSE235063_RAW.tar", "sha256": "0"}]}
@@ -738,7 +736,7 @@ def test_a_failing_cell_leaves_the_old_report(made, monkeypatch):
 
 
 def test_a_real_run(tmp_path):
-    "A run of the library, its report, and its numbers in the run's own words."
+    "A run of the sample, its report, and its numbers in the run's own words."
     import longaml as la
     from longaml.experiment.run import run_cohort
 
@@ -782,7 +780,7 @@ def test_every_task_and_modules_inside(tmp_path):
     run_cohort(
         tmp_path / "cohort.h5ad",
         tmp_path / "out",
-        task="state,forecast,impute",
+        task="timepoint,forecast,impute",
         models=["logistic", "scbmlp", "transformer"],
         nulls=2,
     )
@@ -802,13 +800,18 @@ def test_every_task_and_modules_inside(tmp_path):
         ("impute", "Imputed: REM", "impute REM: not evaluated"),
     ):
         assert (title if (e["task"] == task).any() else why) in text
-    for what in ("What comes next", "From the weights of a bilinear MLP", "Pearce", "Hoerl"):
+    for what in (
+        "Forecast and imputation",
+        "From the weights of a bilinear MLP",
+        "Pearce",
+        "Hoerl",
+    ):
         assert what in text
     only = tmp_path / "later"
     run_cohort(tmp_path / "cohort.h5ad", only, task="forecast", models=["transformer"], nulls=4)
     report.write_report(only)
     text = (only / "report.html").read_text()
-    assert "What comes next" in text and "Ranked genes" not in text
+    assert "Forecast and imputation" in text and "Ranked genes" not in text
 
 
 # ---------------------------------------------------------------- a browser

@@ -55,12 +55,12 @@ def made(seed=0, rows=(2, 3, 1, 2, 2, 3), times=2, genes=12, missing=0.0):
         mask=mask,
         y=y,
         patients=patients,
-        lineages=np.full(n, "all"),
+        cell_types=np.full(n, "all"),
         samples=np.where(mask, np.char.add(patients[:, None] + "_", names), ""),
         timepoints=names,
         genes=[f"G{i}" for i in range(genes)],
         technical=np.zeros((n, times, 3), np.float32),
-        notes={"task": "state", "bag_size": 20, "input_kind": "counts"},
+        notes={"task": "timepoint", "bag_size": 20, "input_kind": "counts"},
         level=np.ones(genes, np.float32),
     )
 
@@ -115,7 +115,7 @@ def test_fused_attention_is_its_matrix_form(given_, masked):
     ):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
     there = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool) if mask is None else mask
-    assert (share * ~there[:, None, None]).abs().max() == 0  # nobody looks at what is not there
+    assert (share * ~there[:, None, None]).abs().max() == 0  # nothing attends to a missing visit
     torch.testing.assert_close(
         share.sum(-1), there.any(-1).float()[:, None, None].expand(share.shape[:-1])
     )
@@ -183,7 +183,7 @@ def singly(data, job, how, make):
     )
 
 
-def told_apart(history):
+def distinguished(history):
     "Whether no two epochs are so close in validation loss that rounding decides which is better."
     v = history["valid_loss"].to_numpy()
     return np.isnan(v).all() or all(abs(v[i] - v[:i].min()) > 1e-5 for i in range(1, len(v)))
@@ -191,11 +191,11 @@ def told_apart(history):
 
 def agrees(data, jobs, how):
     """Every fit of one call is what it is alone: when it stops, which epoch it keeps, its losses,
-    its answers.
+    its predictions.
     """
     make = small(data)
     alone = [singly(data, j, how, make) for j in jobs]
-    if not all(told_apart(f.history) for f in alone):
+    if not all(distinguished(f.history) for f in alone):
         return
     for f, a in zip(la.models.stacking.fit_many(make, data, jobs, how=how), alone, strict=True):
         assert (f.best_epoch, len(f.history), f.train, f.valid, f.seed) == (
@@ -246,7 +246,7 @@ def test_a_step_without_rows_of_a_fit():
 
 
 def test_steps_need_no_more_than_their_fit():
-    "The same first job beside different other jobs, with steps of a few rows."
+    "The same first job with different other jobs, with steps of a few rows."
     data = made(rows=(1, 3, 3, 3, 3))
     how = la.models.Training(epochs=3, batch_size=2, device="cpu")
     first = la.models.training.Job(("P0",), seed=1)
@@ -292,7 +292,7 @@ def test_the_order_of_jobs_does_not_matter(given_, random):
     mixed = la.models.stacking.fit_many(
         small(data), data, [jobs[i] for i in order], how=how, at_once=2
     )
-    assume(all(told_apart(f.history) for f in fits))
+    assume(all(distinguished(f.history) for f in fits))
     for i, f in zip(order, mixed):
         np.testing.assert_allclose(f.predict(data), fits[i].predict(data), atol=1e-3)
 
@@ -469,7 +469,7 @@ def test_rows_do_not_know_each_other(given_):
 # ---- importance
 
 
-def answer(model, x, mask, y):
+def margin(model, x, mask, y):
     return la.models.attribution.set_answer(model(x, mask), y)
 
 
@@ -479,7 +479,7 @@ def test_contributions_add_up(given_):
     "Integrated gradients are complete, and a visit that is not there contributes nothing."
     model, x, mask, y = given_
     c = la.models.integrated_gradients(model, x, mask, y, steps=256)
-    change = answer(model, x, mask, y) - answer(model, 0 * x, mask, y)
+    change = margin(model, x, mask, y) - margin(model, 0 * x, mask, y)
     torch.testing.assert_close(c.sum((1, 2)), change, atol=1e-3, rtol=1e-3)
     assert (c[~mask] == 0).all()
 
@@ -496,7 +496,7 @@ def test_fast_knockouts_are_slow_ones(given_, at_once, data):
 
     def slowly(which):
         return torch.stack(
-            [answer(model, x, mask, y) - answer(model, x * ~g, mask, y) for g in which], 1
+            [margin(model, x, mask, y) - margin(model, x * ~g, mask, y) for g in which], 1
         )
 
     torch.testing.assert_close(
@@ -567,7 +567,7 @@ def test_missing_genes_are_named(genes, said, fits):
 
 
 def test_contributions_follow_the_genes_of_the_data(fits):
-    "Columns are the genes of the sequences that were asked about, in their order."
+    "Columns are the genes of the sequences that are predicted, in their order."
     data = made()
     turned = data.with_genes(data.genes[::-1])
     for method in ("gradients", "knockout"):

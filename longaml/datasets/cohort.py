@@ -19,8 +19,8 @@ from .. import __version__
 from longaml.core import (
     ALL,
     AML_TIMEPOINTS,
+    BASE_CELL_TYPE,
     CELL_TYPE,
-    LINEAGE,
     MALIGNANT,
     PATIENT,
     SAMPLE,
@@ -39,7 +39,7 @@ class CohortConfig:
 
     n_patients: int = 28  # patients
     n_genes: int = 2000  # genes
-    n_cells: int = 300  # mean cells per library
+    n_cells: int = 300  # mean cells per sample
     n_drivers: int = 60  # genes of each driver kind (marginal, interaction, fate, programme)
     timepoints: tuple = AML_TIMEPOINTS  # in order of time
     cell_types: tuple = ("HSC", "Mono", "T", "B")
@@ -49,13 +49,13 @@ class CohortConfig:
     composition: float = 1.0  # 1: few blasts at the middle timepoints; 0: fractions ignore time
     depth: float = 0.0  # mean UMIs per cell; 0: 1.5 per gene
     depth_shift: float = 0.5  # natural-log change of depth from the first to the last timepoint
-    ambient: float = 0.1  # libraries draw their ambient fraction between 0 and this
-    swap: float = 0.02  # share of cells whose lineage label is wrong
+    ambient: float = 0.1  # samples draw their ambient fraction between 0 and this
+    swap: float = 0.02  # share of cells whose population label is wrong
     patient_sd: float = 0.3  # patient effects, natural log
-    library_sd: float = 0.25  # library effects gene by gene
-    factor_sd: float = 0.06  # library effects of low rank (three factors)
+    sample_sd: float = 0.25  # sample effects gene by gene
+    factor_sd: float = 0.06  # sample effects of low rank (three factors)
     dispersion: float = 0.25  # negative-binomial: variance = mean + dispersion * mean^2
-    bulk: bool = False  # one row per library: the sum of its cells
+    bulk: bool = False  # one row per sample: the sum of its cells
 
     @property
     def mean_depth(self) -> float:
@@ -66,13 +66,13 @@ class CohortConfig:
 PRESETS = {"realistic": CohortConfig()}
 _NULL: dict[str, Any] = dict(n_drivers=0, depth_shift=0.0, composition=0.0)
 PRESETS["easy"] = CohortConfig(
-    effect=0.45, library_sd=0.2, factor_sd=0.03, depth_shift=0.0, ambient=0.02, swap=0.0
+    effect=0.45, sample_sd=0.2, factor_sd=0.03, depth_shift=0.0, ambient=0.02, swap=0.0
 )
 PRESETS["small"] = CohortConfig(
     n_patients=10, n_genes=400, n_cells=200, n_drivers=12, effect=0.6, missing=0.2
 )
 PRESETS["null"] = CohortConfig(
-    n_patients=10, n_genes=400, n_cells=120, missing=0.2, library_sd=0.5, factor_sd=0.5, **_NULL
+    n_patients=10, n_genes=400, n_cells=120, missing=0.2, sample_sd=0.5, factor_sd=0.5, **_NULL
 )
 PRESETS["two_timepoints"] = replace(
     PRESETS["small"], n_patients=12, timepoints=("before", "after"), missing=0.0
@@ -123,7 +123,7 @@ def config_for(
         )
     if config.n_genes < 100 or config.n_cells < 1:
         raise InputError(
-            f"asked for {config.n_genes} genes and {config.n_cells} cells per library; "
+            f"asked for {config.n_genes} genes and {config.n_cells} cells per sample; "
             "at least 100 genes and 1 cell are needed",
             parameter="n_genes" if config.n_genes < 100 else "n_cells",
         )
@@ -204,7 +204,7 @@ def plant_genes(
     partner[pairs] = names[np.r_[pairs[half:], pairs[:half]]]
     for label in ("marginal", "fate", "programme"):
         kinds.draw(label, c.n_drivers, low=np.quantile(mean, 0.3))
-    for label, share in (("composition", 0.15), ("library", 0.03), ("outlier", 0.02)):
+    for label, share in (("composition", 0.15), ("sample", 0.03), ("outlier", 0.02)):
         kinds.draw(label, int(share * c.n_genes), high=np.inf)
     sign = rng.choice([-1.0, 1.0], c.n_genes)
     size = c.effect * rng.uniform(0.5, 1.5, c.n_genes)
@@ -259,7 +259,7 @@ def _blast_share(c, t, rng):
 
 
 def _fractions(c, t, leaning, rng):
-    "The share of every lineage in a sample; malignant ones come first."
+    "The share of every population in a sample; malignant ones come first."
     blasts = _blast_share(c, t, rng)
     normal = rng.dirichlet(3.0 * np.ones(len(c.cell_types)))
     malignant = blasts * rng.dirichlet(12 * leaning + 0.5) if c.malignant_types else []
@@ -270,7 +270,7 @@ def _fractions(c, t, leaning, rng):
 class _CohortEffects:
     "Every random effect of a cohort, natural log, drawn once."
 
-    markers: np.ndarray  # (lineages, genes)
+    markers: np.ndarray  # (populations, genes)
     patient: np.ndarray  # (patients, genes)
     sample: np.ndarray  # (samples, genes)
     clones: np.ndarray  # (patients, 3, genes)
@@ -306,7 +306,7 @@ def _cohort_effects(c, kind, n_samples, rng):
     markers = _marker_effects(c, kind, rng)
     outliers = _outlier_effects(c, kind, rng)
     patient = rng.normal(0, c.patient_sd, (P, G))
-    gene_sd = np.where(kind == "library", 0.9, c.library_sd)
+    gene_sd = np.where(kind == "sample", 0.9, c.sample_sd)
     gene_by_gene = rng.normal(0, 1, (n_samples, G)) * gene_sd
     factors = c.factor_sd * rng.normal(0, 1, (n_samples, 3))
     low_rank = factors @ rng.normal(0, 1, (3, G)) / np.sqrt(3)
@@ -336,8 +336,8 @@ class _Simulation:
     def is_last(self, t):
         return t == len(self.c.timepoints) - 1
 
-    def lineages(self):
-        "(cell type, malignant) of every lineage."
+    def populations(self):
+        "(cell type, malignant) of every population."
         malignant = [(name, True) for name in self.c.malignant_types]
         return malignant + [(name, False) for name in self.c.cell_types]
 
@@ -369,7 +369,7 @@ class _Simulation:
         return out
 
     def cell_labels(self, p, t, n, rng):
-        "Lineage of every cell, and its clone (-1: not malignant)."
+        "Population of every cell, and its clone (-1: not malignant)."
         fx = self.effects
         fractions = _fractions(self.c, t, fx.leaning[p], rng)
         line = rng.choice(len(fractions), n, p=fractions / fractions.sum())
@@ -408,13 +408,13 @@ def _simulate_sample(sim, i, rng):
     n = int(sample["cells"])
     line, clone = sim.cell_labels(int(sample["p"]), int(sample["t"]), n, rng)
     counts = _draw_counts(sim.c, sim.log_expression(i, line, clone, rng), sample, rng)
-    lineages = sim.lineages()
+    populations = sim.populations()
     wrong = rng.random(n) < sim.c.swap
-    line = np.where(wrong, rng.integers(0, len(lineages), n), line)
+    line = np.where(wrong, rng.integers(0, len(populations), n), line)
     labels = {
-        CELL_TYPE: [lineages[k][0] for k in line],
-        MALIGNANT: [lineages[k][1] for k in line],
-        "clone": clone,
+        BASE_CELL_TYPE: [populations[k][0] for k in line],
+        MALIGNANT: [populations[k][1] for k in line],
+        "subclone": clone,
         "true_label": ~wrong,
     }
     return counts, pd.DataFrame(labels)
@@ -431,10 +431,12 @@ def _observations(c, samples, labels):
     obs[TIMEPOINT] = pd.Categorical(time[row], list(c.timepoints), ordered=True)
     obs[SAMPLE] = pd.Categorical(sample[row], list(sample))
     if c.malignant_types:
-        obs[LINEAGE] = obs[CELL_TYPE] + np.where(obs[MALIGNANT], " malignant", " normal")
+        obs[CELL_TYPE] = obs[BASE_CELL_TYPE] + np.where(obs[MALIGNANT], " malignant", " normal")
+    elif len(c.cell_types) > 1:
+        obs[CELL_TYPE] = obs.pop(BASE_CELL_TYPE)
     else:
-        obs[LINEAGE] = obs[CELL_TYPE] if len(c.cell_types) > 1 else ALL
-    for k in (CELL_TYPE, LINEAGE):
+        obs[CELL_TYPE] = ALL
+    for k in {BASE_CELL_TYPE, CELL_TYPE} & set(obs):
         obs[k] = pd.Categorical(obs[k])
     within = np.concatenate([np.arange(len(x)) for x in labels])
     obs.index = [f"{s}:C{i:05d}" for s, i in zip(sample[row], within)]
@@ -478,7 +480,7 @@ def simulate_cohort(
     sim = _Simulation(c, genes, samples, effects)
     counts = []
     labels = []
-    for i in progress(range(len(samples)), "simulating libraries"):
+    for i in progress(range(len(samples)), "simulating samples"):
         x, label = _simulate_sample(sim, i, rng_for(seed, "cells", i))
         if c.bulk:  # one row per sample: the sum of its cells
             x = sp.csr_matrix(x.sum(0))

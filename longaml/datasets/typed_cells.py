@@ -16,7 +16,7 @@ from anndata import AnnData
 
 from longaml.core import (
     CELL_TYPE,
-    LINEAGE,
+    CLONE,
     PATIENT,
     SAMPLE,
     TIMEPOINT,
@@ -35,14 +35,14 @@ class TypedCellsConfig:
     n_patients: int = 12  # patients
     n_genes: int = 400  # genes
     n_pairs: int = 3  # pairs of cell types
-    cells: int = 16  # mean cells per library and clone
+    cells: int = 16  # mean cells per sample and clone
     umis: int = 2000  # mean UMIs per cell
     markers: int = 25  # genes that mark a pair, and as many that mark each member
     effect: float = 1.2  # natural-log shift of a marker
     early: float = 1.0  # how much of the members' markers shows at the first timepoint
     late: float = 0.0  # and at the last
     patient_sd: float = 0.15  # patient effects gene by gene, natural log
-    library_sd: float = 0.1  # library effects gene by gene, natural log
+    sample_sd: float = 0.1  # sample effects gene by gene, natural log
     dispersion: float = 0.3  # negative-binomial: variance = mean + dispersion * mean^2
     timepoints: tuple = ("DX", "REL")  # in order of time
 
@@ -64,7 +64,7 @@ def typed_config_for(
             raise InputError(f"{k} is {getattr(c, k)}; it must be at least 1", parameter=k)
     if len(c.timepoints) < 2:
         raise InputError(
-            f"timepoints are {list(c.timepoints)}; a timepoint before needs two",
+            f"timepoints are {list(c.timepoints)}; a previous timepoint needs two",
             parameter="timepoints",
         )
     least = 3 * c.n_pairs * c.markers
@@ -115,7 +115,7 @@ def _sample(c, p, t, kinds, fx, rng):
     kind = kinds[clone]
     visible = np.linspace(c.early, c.late, len(c.timepoints))[t]
     by_type = fx.pair[kind // 2] + visible * fx.member[kind // 2, kind % 2]
-    by_sample = rng.normal(0, c.library_sd, c.n_genes)
+    by_sample = rng.normal(0, c.sample_sd, c.n_genes)
     share = np.exp(fx.base + by_type + fx.patient[p] + by_sample)
     depth = c.umis * rng.lognormal(-0.06, 0.35, len(clone))
     mu = share / share.sum(1, keepdims=True) * depth[:, None]
@@ -125,7 +125,7 @@ def _sample(c, p, t, kinds, fx, rng):
 # %% ../../nbs/datasets/103_typed_cells.ipynb #a0567a3f
 def _observations(obs, c):
     "The contract's column types, and names of cells."
-    for k in (PATIENT, SAMPLE, LINEAGE):
+    for k in (PATIENT, SAMPLE, CLONE):
         obs[k] = pd.Categorical(obs[k], list(dict.fromkeys(obs[k])))
     obs[CELL_TYPE] = pd.Categorical(obs[CELL_TYPE], _type_names(c))
     obs[TIMEPOINT] = pd.Categorical(obs[TIMEPOINT], list(c.timepoints), ordered=True)
@@ -152,7 +152,7 @@ def simulate_types(
 ) -> AnnData:  # counts in `X` (CSR, float32), contract columns in `obs`
     """A longitudinal cohort of typed cells in clones, some of whose types converge over time.
 
-    Clones are in `obs["lineage"]`; `uns["truth"]` says which pair or type a gene marks.
+    Clones are in `obs["clone"]`; `uns["truth"]` says which pair or type a gene marks.
     """
     c = typed_config_for(preset, **changes)
     fx = _typed_effects(c, rng_for(seed, "types"))
@@ -168,7 +168,7 @@ def simulate_types(
                 TIMEPOINT: time,
                 SAMPLE: f"P{p + 1}_{time}",
                 CELL_TYPE: names[kind],
-                LINEAGE: [f"clone {k + 1}" for k in clone],
+                CLONE: [f"clone {k + 1}" for k in clone],
             }
             counts.append(x)
             rows.append(pd.DataFrame(columns))

@@ -20,7 +20,9 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from longaml.core import (
+    ALL,
     AML_TIMEPOINTS,
+    BASE_CELL_TYPE,
     CELL_TYPE,
     MALIGNANT,
     PATIENT,
@@ -40,9 +42,9 @@ GEO_TRAPS = {
     "three_columns": "gene files have three columns: Ensembl id, symbol, feature type",
     "mixed_columns": "gene files have one, two and three columns in turn",
     "repeated_symbols": "three genes carry the symbol of the gene before them",
-    "different_genes": "each library has its own order of genes and leaves out some it never saw",
-    "repeated_barcodes": "every library uses the same barcodes",
-    "contradicting_patient": "a third of the rows of the second library name another patient",
+    "different_genes": "each sample has its own order of genes and leaves out some it never saw",
+    "repeated_barcodes": "every sample uses the same barcodes",
+    "contradicting_patient": "a third of the rows of the second sample name another patient",
     "shuffled_metadata": "metadata rows are in another order than the barcodes",
     "unsorted_entries": "matrix entries are ordered by gene, not by cell",
     "real_values": "the matrix header says real, as files written from R do",
@@ -60,14 +62,14 @@ def _state_names(times):
     "{timepoint: DX, REM or REL}; names that fit are kept, others are mapped in order."
     if len(times) > 3:
         raise InputError(
-            f"the GEO layout has three states and this cohort has {len(times)}: {listing(times)}. "
-            "Write it with la.pp.save_cohort instead."
+            f"the GEO layout has three timepoints and this cohort has {len(times)}: "
+            f"{listing(times)}. Write it with la.pp.save_cohort instead."
         )
     if set(times) <= set(AML_TIMEPOINTS):
         return {t: t for t in times}
     states = {1: ["DX"], 2: ["DX", "REL"], 3: ["DX", "REM", "REL"]}[len(times)]
     log.warning(
-        "GEO's layout knows the states DX, REM, REL: %s are written as %s",
+        "GEO's layout has the timepoints DX, REM, REL: %s are written as %s",
         listing(times),
         listing(states),
     )
@@ -79,7 +81,7 @@ def geo_symbols(
     traps: Iterable[str],  # names from `GEO_TRAPS`
     seed: int,  # decides which symbols repeat
 ) -> tuple[np.ndarray, np.ndarray]:
-    "Symbols as the gene files have them, and which rows keep their place in every library."
+    "Symbols as the gene files have them, and which rows keep their place in every sample."
     symbols = np.array(names, dtype=object)
     fixed = np.zeros(len(names), bool)
     if "repeated_symbols" in traps:
@@ -92,8 +94,8 @@ def geo_symbols(
 
 # %% ../../nbs/datasets/101_writers.ipynb #5ba1f2f5
 @dataclass(frozen=True)
-class _GeoLibrary:
-    "One library, before it is files."
+class _GeoSample:
+    "One sample, before it is files."
 
     index: int  # 0, 1, ... in the order of patients and time
     patient: str  # AMLn
@@ -107,7 +109,7 @@ class _GeoLibrary:
 
     @property
     def gsm(self) -> str:
-        "GEO's name of the library."
+        "GEO's name of the sample."
         return f"GSM{7494257 + self.index}"
 
     def barcodes(self) -> list[str]:
@@ -117,7 +119,7 @@ class _GeoLibrary:
         return [str(name).rsplit(":", 1)[-1] for name in self.obs.index]
 
     def rows(self) -> np.ndarray:
-        "The genes that this library lists, in its order."
+        "The genes that this sample lists, in its order."
         n_genes = self.counts.shape[1]
         if "different_genes" not in self.traps:
             return np.arange(n_genes)
@@ -134,7 +136,8 @@ class _GeoLibrary:
         is_mito = np.array([str(s).upper().startswith("MT-") for s in self.symbols])
         mito = np.asarray(self.counts @ is_mito.astype(np.float32)).ravel()
         missing = pd.Series(None, self.obs.index, dtype=object)
-        kinds = self.obs[CELL_TYPE].astype(object) if CELL_TYPE in self.obs else missing
+        named = BASE_CELL_TYPE if BASE_CELL_TYPE in self.obs else CELL_TYPE
+        kinds = self.obs[named].astype(object).replace(ALL, None) if named in self.obs else missing
         blasts = self.obs[MALIGNANT].astype(object) if MALIGNANT in self.obs else missing
         table = pd.DataFrame(
             {
@@ -211,26 +214,26 @@ def _gene_file(symbols, rows, columns):
     return "".join(f"ENSG{g + 1:011d}\t{symbols[g]}{end}" for g in rows)
 
 
-def _library_files(library):
-    "{file name: bytes} of one library."
-    rows = library.rows()
+def _sample_files(sample):
+    "{file name: bytes} of one sample."
+    rows = sample.rows()
     columns = 1
-    if "three_columns" in library.traps:
+    if "three_columns" in sample.traps:
         columns = 3
-    elif "mixed_columns" in library.traps:
-        columns = 1 + library.index % 3
-    stem = f"{library.gsm}_{library.patient}_{library.state}_processed_"
-    barcodes = "".join(f"{barcode}\n" for barcode in library.barcodes())
+    elif "mixed_columns" in sample.traps:
+        columns = 1 + sample.index % 3
+    stem = f"{sample.gsm}_{sample.patient}_{sample.state}_processed_"
+    barcodes = "".join(f"{barcode}\n" for barcode in sample.barcodes())
     return {
-        stem + "matrix.mtx.gz": _zip(_mtx(library.counts[:, rows], library.traps)),
-        stem + "genes.tsv.gz": _zip(_gene_file(library.symbols, rows, columns)),
+        stem + "matrix.mtx.gz": _zip(_mtx(sample.counts[:, rows], sample.traps)),
+        stem + "genes.tsv.gz": _zip(_gene_file(sample.symbols, rows, columns)),
         stem + "barcodes.tsv.gz": _zip(barcodes),
-        stem + "metadata.tsv.gz": _zip(library.metadata().to_csv(sep="\t", index=False)),
+        stem + "metadata.tsv.gz": _zip(sample.metadata().to_csv(sep="\t", index=False)),
     }
 
 # %% ../../nbs/datasets/101_writers.ipynb #bdb991e5
 def _cohort_files(adata, traps, seed):
-    "(file name, bytes) of a cohort, one library at a time."
+    "(file name, bytes) of a cohort, one sample at a time."
     patients = _patient_names(adata.obs[PATIENT].cat.categories)
     states = _state_names(list(adata.obs[TIMEPOINT].cat.categories))
     counts = sp.csr_matrix(counts_of(adata))
@@ -243,8 +246,8 @@ def _cohort_files(adata, traps, seed):
             rows = np.flatnonzero((who == patient) & (when == time))
             if len(rows):
                 found.append((patients[patient], states[time], rows))
-    for i, (patient, state, rows) in enumerate(progress(found, "writing libraries")):
-        library = _GeoLibrary(
+    for i, (patient, state, rows) in enumerate(progress(found, "writing samples")):
+        sample = _GeoSample(
             index=i,
             patient=patient,
             state=state,
@@ -255,7 +258,7 @@ def _cohort_files(adata, traps, seed):
             traps=traps,
             seed=seed,
         )
-        yield from _library_files(library).items()
+        yield from _sample_files(sample).items()
 
 # %% ../../nbs/datasets/101_writers.ipynb #c2c05deb
 def write_geo(
@@ -266,7 +269,7 @@ def write_geo(
     traps: str | Iterable[str] = (),  # names from `GEO_TRAPS`
     seed: int = 0,  # decides what the traps and the clinical columns contain
 ) -> Path:  # what `la.read_cohort` is to read
-    "Write a cohort in the layout of GEO GSE235063: four gzipped files per library."
+    "Write a cohort in the layout of GEO GSE235063: four gzipped files per sample."
     wanted = frozenset([traps] if isinstance(traps, str) else traps)
     for trap in wanted:
         check_choice(trap, GEO_TRAPS, "trap", parameter="traps")

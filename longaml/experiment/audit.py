@@ -21,7 +21,7 @@ from .store import Run
 # %% ../../nbs/experiment/714_audit.ipynb #881bb9dd
 @dataclass(frozen=True, kw_only=True)
 class AuditConfig(Folder):
-    "What `longaml audit` is asked."
+    "Options of `longaml audit`."
 
     ranking: Annotated[
         Path,
@@ -62,8 +62,8 @@ class Audit(Experiment):
 
     def steps(self, data: dict, run: Run) -> pd.DataFrame:
         "The checks."
-        verdicts = tl.audit(data["ranking"], data["cohort"], seed=self.config.seed)
-        return with_notes(verdicts, data["cohort"])
+        checks = tl.audit(data["ranking"], data["cohort"], seed=self.config.seed)
+        return with_notes(checks, data["cohort"])
 
     def tables(self, data: dict, found: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "The table of checks."
@@ -74,10 +74,10 @@ class Audit(Experiment):
         yield "audit", pl.audit(found[found["model"] != ALL])
 
     def summary(self, data: dict, found: pd.DataFrame) -> list[str]:
-        "The checks that fail, in words."
-        held = found[found["holds"].eq(True)]
-        lines = [f"{v.contrast}, {v.model}: {v.verdict} ({v.text})" for v in held.itertuples()]
-        return lines or ["no verdict against it"]
+        "The checks that fail, in sentences."
+        held = found[found["status"].eq("failed")]
+        lines = [f"{v.contrast}, {v.model}: {v.check} ({v.text})" for v in held.itertuples()]
+        return lines or ["no check failed"]
 
 
 def audit_csv(

@@ -10,6 +10,7 @@ __all__ = ['LAYER', 'PreviousOptions', 'TrainConfig', 'TrainingCells', 'TrainCel
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,12 +18,13 @@ import pandas as pd
 
 from .. import models, pl, pp, tasks
 from longaml.core import (
-    LINEAGE,
+    CLONE,
     PATIENT,
     UNS,
     InputError,
     atomic_path,
     check_choice,
+    check_column,
     device_for,
 )
 from longaml.experiment.driver import (
@@ -48,12 +50,15 @@ class PreviousOptions(Config):
 
     timepoint_key: Annotated[str | None, _READ["timepoint_key"]] = None
     timepoints: Annotated[list[str] | None, _READ["timepoints"]] = None
-    lineage_key: Annotated[str | None, _READ["lineage_key"]] = None
+    clone_key: Annotated[
+        str | None,
+        Option("Column of clones to follow over time; else cell types are followed.", "COLUMN"),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Folder):
-    "What `longaml celltype train` is asked."
+    "Options of `longaml celltype train`."
 
     cells: Annotated[
         Path,
@@ -73,10 +78,10 @@ class TrainConfig(Folder):
     context: Annotated[int, Option("Genes per cell at most.", "N", least=2)] = 2048
     positions: Annotated[
         bool,
-        Option("The order of genes matters: how high a gene is, not only that it is there."),
+        Option("Read how highly each gene is expressed (its rank), not only whether it is."),
     ] = False
     previous: Annotated[
-        bool, Option("Read the timepoint before of the same patient and lineage.")
+        bool, Option("Read the previous timepoint of the same patient and clone.")
     ] = False
     read: Annotated[dict, PreviousOptions] = field(default_factory=dict)  # of read_cohort
     layer: Annotated[str | None, LAYER] = None
@@ -111,12 +116,22 @@ class TrainingCells:
     before: Any  # Previous, or None
 
 
+def _cohort_with_clones(path, columns):
+    "A cohort on disk, with the column of clones that `columns` names as `clone_key`."
+    clone_key = columns.pop("clone_key", None)
+    adata = pp.read_cohort(path, **columns)
+    if clone_key:
+        clones = check_column(adata.obs, clone_key, "clone", parameter="clone_key")
+        adata.obs[CLONE] = clones.astype(str)
+    return adata
+
+
 def _training_cells(config):
-    "Labelled cells; with `previous` those of a cohort, and the bags of the timepoint before."
+    "Labelled cells; with `previous` those of a cohort, and the bags of the previous timepoint."
     if not config.previous:
         if config.read:
             raise InputError(
-                "timepoints and lineages are read with previous=True only; add it, or leave these "
+                "timepoints and clones are read with previous=True only; add it, or leave these "
                 "options out.",
                 parameter="previous",
             )
@@ -130,28 +145,28 @@ def _training_cells(config):
         columns.setdefault("patient_key", config.donor_key)
     if config.layer:
         columns.setdefault("layer", config.layer)
-    adata = pp.read_cohort(config.cells, **columns)
-    pp.tokens.check_lineages(adata, config.label_key)
+    adata = _cohort_with_clones(config.cells, columns)
+    pp.tokens.check_clones(adata, config.label_key)
     given = {"label_key": config.label_key, "patient_key": PATIENT}
     cells = pp.cells.labelled_cells(adata, seed=config.seed, **given)
     before = pp.tokens.previous_bags(adata, seed=config.seed)
     known = adata.obs_names.get_indexer(cells.obs_names)
-    cells.obs[LINEAGE] = adata.obs[LINEAGE].astype(str).to_numpy()[known]
+    cells.obs[CLONE] = pp.tokens.followed(adata)[known]
     return TrainingCells(cells, before.take(known))
 
 # %% ../../nbs/experiment/713_celltype.ipynb #57e72637
 class TrainCelltype(Experiment):
-    """Judge a rank-token Transformer on held-out donors beside logistic regression, nearest
+    """Evaluate a rank-token Transformer on held-out donors next to logistic regression, nearest
     centroid and the majority, then train it on all cells (la.experiment.celltype.run_celltype)."""
 
     name = "celltype train"
-    short_help = "Judge a model on held-out donors beside simple methods, and train it."
+    short_help = "Evaluate a model on held-out donors next to simple methods, and train it."
     group_help = "Name cell types with a rank-token Transformer: train, annotate."
     Config = TrainConfig
     threads = True
 
     def params(self) -> dict:
-        "What decides the result, checked before anything is read."
+        "What determines the result, checked before anything is read."
         config = self.config
         return config.settings() | {
             "label_key": config.label_key,
@@ -168,21 +183,26 @@ class TrainCelltype(Experiment):
         return [self.config.cells]
 
     def read(self) -> TrainingCells:
-        "Labelled cells, and their previous timepoint where it is asked for."
+        "Labelled cells, and their previous timepoint with `previous`."
         return _training_cells(self.config)
 
     def steps(self, data: TrainingCells, run: Run) -> pd.DataFrame:
-        "Predictions of every held-out cell by every method."
+        "Predictions of every held-out cell by every model."
         config = self.config
-        return tasks.celltype.evaluate_celltypes(
-            data.cells,
-            n_folds=config.n_folds,
+        judge = partial(
+            tasks.celltype.judge_celltypes,
             settings=config.settings() | {"how": config.training()},
-            before=data.before,
             seed=config.seed,
             device=config.device,
-            step=run.step,
         )
+        splits = tasks.celltype.celltype_splits(
+            data.cells, n_folds=config.n_folds, before=data.before, seed=config.seed
+        )
+        tables = [
+            run.step(f"evaluate/fold-{i}", partial(judge, s.train, s.test, before=s.before))
+            for i, s in enumerate(splits, 1)
+        ]
+        return pd.concat(tables, ignore_index=True)
 
     def tables(self, data: TrainingCells, found: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "The tables by name."
@@ -220,7 +240,7 @@ class TrainCelltype(Experiment):
         partial.unlink(missing_ok=True)
 
     def summary(self, data: TrainingCells, found: pd.DataFrame) -> list[str]:
-        "What was found, in sentences."
+        "The results, as sentences."
         cells = data.cells
         units = cells.uns[UNS]["units"]
         types = cells.obs["label"].nunique()
@@ -246,7 +266,7 @@ def run_celltype(
 ) -> dict[str, Any]:  # tables and "summary"
     """Evaluate a rank-token Transformer on held-out donors and train it on all cells.
 
-    The folder has the model, and the tables that set it next to simple methods.
+    The folder has the model, and the tables that compare it with simple methods.
     """
     places: dict[str, Any] = {"cells": Path(path), "out": Path(out), "label_key": label_key}
     return TrainCelltype(TrainConfig(**places, read=dict(read or {}), **options)).run()
@@ -256,7 +276,7 @@ def celltype_lines(
     predictions: pd.DataFrame,  # of `evaluate_celltypes`
     units: str,  # "patients" or "blocks of cells"
 ) -> list[str]:  # sentences
-    "What an evaluation of cell types found, in words."
+    "The results of an evaluation of cell types, as sentences."
     chance = 1 / predictions["truth"].nunique()
     lines = [
         f"held-out {units}: accuracy, balanced accuracy, macro F1 (chance {chance:.2f})",
@@ -266,14 +286,15 @@ def celltype_lines(
             f"  {model:<18} {r['accuracy']:.3f}  {r['balanced_accuracy']:.3f}  {r['macro_f1']:.3f}"
         )
     for r in tasks.celltype.like_for_like(predictions).itertuples():
-        verdict = "is not told apart from"
+        verb = "is not significantly different from"
         if r.low > 0:
-            verdict = "is better than"
+            verb = "is better than"
         elif r.high < 0:
-            verdict = "is worse than"
+            verb = "is worse than"
         lines.append(
-            f"types {r.types}: {r.model} {verdict} {r.beside} ({r.metric} {r.difference:+.3f}, "
-            f"95% interval {r.low:+.3f} to {r.high:+.3f} over {r.units} {units})"
+            f"types {r.types}: {r.model} {verb} {r.compared_with} "
+            f"({r.metric} {r.difference:+.3f}, 95% interval "
+            f"{r.low:+.3f} to {r.high:+.3f} over {r.units} {units})"
         )
     if units != "patients":
         lines.append(
@@ -281,7 +302,7 @@ def celltype_lines(
             "a new donor"
         )
     error = tasks.cells.calibration_error(tasks.cells.calibration_table(predictions))
-    shown = ("logistic", *tasks.celltype.NETWORKS)
+    shown = ("logistic", *tasks.celltype.cell_models(network=True))
     lines.append("calibration error: " + ", ".join(f"{m} {error[m]:.3f}" for m in shown))
     return lines
 
@@ -295,12 +316,12 @@ class WithPatient(PreviousOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateConfig(Config):
-    "What `longaml celltype annotate` is asked."
+    "Options of `longaml celltype annotate`."
 
     cells: Annotated[
         Path,
         Option(
-            "Cells x genes; a cohort for a model with the timepoint before.",
+            "Cells x genes; a cohort for a model that reads the previous timepoint.",
             "DATA.h5ad",
             argument=True,
         ),
@@ -339,7 +360,7 @@ class AnnotateCells(Command):
         layer = config.layer
         if fitted.preprocessing["encoding"]["previous"]:
             columns = config.read | ({"layer": layer} if layer else {})
-            adata = pp.read_cohort(config.cells, **columns)
+            adata = _cohort_with_clones(config.cells, columns)
             layer = None
         else:
             adata = pp.formats.read_h5ad(config.cells)

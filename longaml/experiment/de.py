@@ -20,19 +20,19 @@ from .driver import CohortFolder, Experiment, Option, reader_notes, with_notes
 from .store import Run, slug
 
 # %% ../../nbs/experiment/709_de.ipynb #61d3017a
-AUDIT_COLUMNS = ["contrast", "lineage", "verdict", "holds", "value", "threshold", "text"]
+AUDIT_COLUMNS = ["contrast", "cell_type", "check", "status", "value", "threshold", "text"]
 
 
-def _tested_patients(verdicts, patients):
+def _tested_patients(checks, patients):
     "Power is that of the patients who were tested, stable or not."
-    few = verdicts["verdict"] == "underpowered"
-    n = patients.loc[list(zip(verdicts["contrast"][few], verdicts["model"][few]))].to_numpy()
+    few = checks["check"] == "underpowered"
+    n = patients.loc[list(zip(checks["contrast"][few], checks["model"][few]))].to_numpy()
     texts = [
-        f"{i} patients with both visits: {2 ** int(i):,} assignments of their libraries" for i in n
+        f"{i} patients with both visits: {2 ** int(i):,} assignments of their samples" for i in n
     ]
-    told = {"holds": pd.Series(n < 6, dtype=object), "value": n.astype(float), "text": texts}
-    verdicts.loc[few, ["holds", "value", "text"]] = pd.DataFrame(told).to_numpy()
-    return verdicts
+    told = {"status": np.where(n < 6, "failed", "passed"), "value": n.astype(float), "text": texts}
+    checks.loc[few, ["status", "value", "text"]] = pd.DataFrame(told).to_numpy()
+    return checks
 
 
 def de_audit(
@@ -41,22 +41,24 @@ def de_audit(
     *,
     stable: pd.DataFrame | None = None,  # from de_stability
     seed: int = 0,  # of the downsampling
-) -> pd.DataFrame:  # contrast, lineage, verdict, holds, value, threshold, text
+) -> pd.DataFrame:  # contrast, cell_type, check, status, value, threshold, text
     "Checks of every contrast and cell type; what the reader noted stands under `all`, `all`."
-    ranking = table.rename(columns={"lineage": "model"}).assign(score=table["statistic"].abs())
-    given = None if stable is None or stable.empty else stable.rename(columns={"lineage": "model"})
-    verdicts = tl.audit(
+    ranking = table.rename(columns={"cell_type": "model"}).assign(score=table["statistic"].abs())
+    given = (
+        None if stable is None or stable.empty else stable.rename(columns={"cell_type": "model"})
+    )
+    checks = tl.audit(
         ranking[["model", "contrast", "gene", "score", "log2_fold_change", "q_value"]],
         adata,
         stability=given,
         seed=seed,
     )
-    patients = table.groupby(["contrast", "lineage"])["patients"].first()
-    verdicts = with_notes(_tested_patients(verdicts, patients), adata)
-    return verdicts.rename(columns={"model": "lineage"})[AUDIT_COLUMNS]
+    patients = table.groupby(["contrast", "cell_type"])["patients"].first()
+    checks = with_notes(_tested_patients(checks, patients), adata)
+    return checks.rename(columns={"model": "cell_type"})[AUDIT_COLUMNS]
 
 # %% ../../nbs/experiment/709_de.ipynb #ead6627c
-def _tested_lines(contrast, lineage, table, verdicts):
+def _tested_lines(contrast, cell_type, table, checks):
     "Genes that pass in one contrast and cell type, and the checks that fail."
     called = table[table["q_value"] < 0.1]
     up = int((called["log2_fold_change"] > 0).sum())
@@ -65,50 +67,52 @@ def _tested_lines(contrast, lineage, table, verdicts):
         first = ", ".join(called["gene"].head(3))
         which = f" ({up} up, {len(called) - up} down; first: {first})"
     yield (
-        f"{contrast}, {_name(lineage)}: {len(called)} of {len(table)} genes at q < 0.1 "
+        f"{contrast}, {_name(cell_type)}: {len(called)} of {len(table)} genes at q < 0.1 "
         f"in {table['patients'].iloc[0]} patients{which}"
     )
-    held = verdicts["holds"].eq(True) & (verdicts["verdict"] != "no gene passes")
-    for v in verdicts[held].itertuples():
-        yield f"  verdict: {v.verdict} ({v.text})"
+    held = checks["status"].eq("failed") & (checks["check"] != "no gene passes")
+    for v in checks[held].itertuples():
+        yield f"  failed check: {v.check} ({v.text})"
 
 
-def _name(lineage):
-    return "all lineages" if lineage == ALL else lineage
+def _name(cell_type):
+    return "all cell types" if cell_type == ALL else cell_type
 
 
 def de_lines(
     table: pd.DataFrame,  # from de_table
     cover: pd.DataFrame,  # from de_coverage
-    verdicts: pd.DataFrame,  # from de_audit
+    checks: pd.DataFrame,  # from de_audit
     *,
     notes: list[str] | tuple = (),  # sentences that the reader left
 ) -> list[str]:  # sentences
-    "What differential expression found, in words."
+    "What differential expression found, in sentences."
     lines: list[str] = []
     for contrast, rows in cover.groupby("contrast", sort=False):
-        for lineage in rows.loc[rows["tested"], "lineage"]:
-            r = table[(table["contrast"] == contrast) & (table["lineage"] == lineage)]
-            v = verdicts[(verdicts["contrast"] == contrast) & (verdicts["lineage"] == lineage)]
-            lines += _tested_lines(contrast, lineage, r, v)
+        for cell_type in rows.loc[rows["tested"], "cell_type"]:
+            r = table[(table["contrast"] == contrast) & (table["cell_type"] == cell_type)]
+            v = checks[(checks["contrast"] == contrast) & (checks["cell_type"] == cell_type)]
+            lines += _tested_lines(contrast, cell_type, r, v)
         left = rows[~rows["tested"]]
-        lines += [f"{contrast}, {_name(r.lineage)}: not tested: {r.why}" for r in left.itertuples()]
+        lines += [
+            f"{contrast}, {_name(r.cell_type)}: not tested: {r.why}" for r in left.itertuples()
+        ]
     lines.append(
         f"q-values hold within each of {int(cover['tested'].sum())} tables of a contrast "
-        "and lineage, not over all of them"
+        "and cell type, not over all of them"
     )
     return lines + [f"note: {n}" for n in notes]
 
 # %% ../../nbs/experiment/709_de.ipynb #b58307cb
 @dataclass(frozen=True, kw_only=True)
 class DEConfig(CohortFolder):
-    "What `longaml de` is asked."
+    "Options of `longaml de`."
 
     min_cells: Annotated[
-        int, Option("A library with fewer cells of a lineage is missing there.", "N", least=1)
+        int, Option("A sample with fewer cells of a cell type is missing there.", "N", least=1)
     ] = 20
     min_patients: Annotated[
-        int, Option("A lineage with fewer patients is not tested.", "N", least=2)
+        int, Option("A cell type with fewer patients is not tested.", "N", least=2)
     ] = 3
 
 
@@ -122,11 +126,11 @@ class DEResult:
 
 # %% ../../nbs/experiment/709_de.ipynb #83425148
 class DE(Experiment):
-    """Test every gene between timepoints with the patient as its own control, in every lineage,
+    """Test every gene between timepoints with the patient as its own control, in every cell type,
     and audit the result (la.experiment.run_de)."""
 
     name = "de"
-    short_help = "Paired differential expression of every contrast and lineage, audited."
+    short_help = "Paired differential expression of every contrast and cell type, audited."
     Config = DEConfig
 
     def params(self) -> dict:
@@ -153,12 +157,12 @@ class DE(Experiment):
         bulk = pp.pseudobulk(data, min_cells=config.min_cells, seed=config.seed)
         cover = tl.expression.de_coverage(data, bulk, **how)
         if not cover["tested"].any():
-            whole = cover[cover["lineage"] == ALL].itertuples()
+            whole = cover[cover["cell_type"] == ALL].itertuples()
             raise InputError(
                 f"no contrast has {config.min_patients} patients with {config.min_cells} cells "
-                "of one lineage at both timepoints: "
+                "of one cell type at both timepoints: "
                 f"{listing(f'{c.contrast} has {c.patients}' for c in whole)}. "
-                "Lower min_cells or min_patients, or name a coarser lineage_key=...",
+                "Lower min_cells or min_patients, or name a coarser cell_type_key=...",
                 parameter="min_patients",
             )
         tools = tl.expression
@@ -173,21 +177,21 @@ class DE(Experiment):
 
     def figures(self, data: Any, found: DEResult) -> Iterator[tuple[str, Any]]:
         "A volcano for each contrast and cell type, QQ plots for each contrast, the checks."
-        drawn = found.table.rename(columns={"lineage": "model"})
+        drawn = found.table.rename(columns={"cell_type": "model"})
         drawn["direction"] = np.where(drawn["log2_fold_change"] > 0, "up", "down")
-        for (contrast, lineage), _ in drawn.groupby(["contrast", "model"], sort=False):
-            figure = pl.volcano(drawn, model=lineage, contrast=contrast, x="log2_fold_change")
-            yield f"volcano-{slug(contrast)}-{slug(lineage)}", figure
+        for (contrast, cell_type), _ in drawn.groupby(["contrast", "model"], sort=False):
+            figure = pl.volcano(drawn, model=cell_type, contrast=contrast, x="log2_fold_change")
+            yield f"volcano-{slug(contrast)}-{slug(cell_type)}", figure
         for contrast, r in drawn.groupby("contrast", sort=False):
             groups = pd.Categorical(r["model"], r["model"].unique())
             yield f"qq-{slug(contrast)}", pl.qq(r["p_value"].to_numpy(), groups=groups)
-        yield "audit", pl.audit(found.audit.rename(columns={"lineage": "model"}))
+        yield "audit", pl.audit(found.audit.rename(columns={"cell_type": "model"}))
 
     def summary(self, data: Any, found: DEResult) -> list[str]:
         "What was found, in sentences."
         return [
             f"{data.n_obs:,} cells x {data.n_vars:,} genes, "
-            f"{data.obs[PATIENT].nunique()} patients, {data.obs[SAMPLE].nunique()} libraries",
+            f"{data.obs[PATIENT].nunique()} patients, {data.obs[SAMPLE].nunique()} samples",
             *de_lines(found.table, found.coverage, found.audit, notes=reader_notes(data)),
         ]
 

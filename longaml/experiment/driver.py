@@ -39,7 +39,7 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    "What a command is asked. Fields are annotated with an `Option`, or with a class of options."
+    "Options of a command. Fields are annotated with an `Option`, or with a class of options."
 
     @classmethod
     def options(cls) -> dict[str, Option]:  # field -> its option
@@ -87,11 +87,8 @@ class ReadOptions(Config):
     ] = None
     cell_type_key: Annotated[str | None, Option("Column with cell types.", "COLUMN")] = None
     malignant_key: Annotated[
-        str | None, Option("Column that says Malignant or Normal.", "COLUMN")
-    ] = None
-    lineage_key: Annotated[
         str | None,
-        Option("Column to follow over time; else cell type split by malignant.", "COLUMN"),
+        Option("Column that says Malignant or Normal; none: cell types are not split.", "COLUMN"),
     ] = None
     layer: Annotated[str | None, Option("Layer with the counts (.h5ad).", "NAME")] = None
     gene_symbols: Annotated[
@@ -272,22 +269,23 @@ def reader_notes(
 
 
 def with_notes(
-    verdicts: pd.DataFrame,  # from `la.tl.audit`
+    checks: pd.DataFrame,  # from `la.tl.audit`
     cohort: Any,  # AnnData from read_cohort
 ) -> pd.DataFrame:  # the same columns
     "A table of checks with what the reader noted as rows of their own, under `all`."
     said = [str(note) for note in reader_notes(cohort) if not str(note).startswith("dropped")]
     if not said:
-        return verdicts
+        return checks
     rows = [
-        (ALL, ALL, note.split(":")[0].split(" (")[0], True, np.nan, np.nan, note) for note in said
+        (ALL, ALL, note.split(":")[0].split(" (")[0], "failed", np.nan, np.nan, note)
+        for note in said
     ]
-    notes = pd.DataFrame(rows, columns=verdicts.columns).astype(verdicts.dtypes)
-    return pd.concat([verdicts, notes], ignore_index=True)
+    notes = pd.DataFrame(rows, columns=checks.columns).astype(checks.dtypes)
+    return pd.concat([checks, notes], ignore_index=True)
 
 # %% ../../nbs/experiment/706_driver.ipynb #ecb8806e
 def model_choices(
-    *tasks: str,  # such as "state"
+    *tasks: str,  # such as "timepoint"
 ) -> Callable[[], str]:  # gives the sentence
     "Help for an option that takes names of models, from the registry of models."
 

@@ -41,7 +41,7 @@ def check_new_h5ad(
 # %% ../../nbs/experiment/712_files.ipynb #96ac754b
 @dataclass(frozen=True, kw_only=True)
 class SimulateConfig(Config):
-    "What `longaml simulate` is asked."
+    "Options of `longaml simulate`."
 
     out: Annotated[Path, Option("Folder to make; new or empty.", "OUT", argument=True)]
     preset: Annotated[
@@ -100,7 +100,7 @@ class Simulate(Command):
 # %% ../../nbs/experiment/712_files.ipynb #e5f5bc9f
 @dataclass(frozen=True, kw_only=True)
 class ConvertConfig(Config):
-    "What `longaml convert` is asked."
+    "Options of `longaml convert`."
 
     cohort: Annotated[Path, Option(COHORT_HELP, "COHORT", argument=True)]
     out: Annotated[Path, Option("File to write; must not exist.", "OUT.h5ad", argument=True)]
@@ -126,7 +126,7 @@ class Convert(Command):
 # %% ../../nbs/experiment/712_files.ipynb #6f087c41
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(Config):
-    "What `longaml report` is asked."
+    "Options of `longaml report`."
 
     folder: Annotated[Path, Option("Folder that longaml run wrote to.", "DIR", argument=True)]
 

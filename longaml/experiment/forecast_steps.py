@@ -84,7 +84,7 @@ def _tests(change, entries, predicted, seed):
     "Whether the cross-gene part of each model fits the patient it was made for."
     f = change.forecasts
     folds = tasks.forecast.forecast_folds(f.patients, seed=seed)
-    own = predicted["own_level"]
+    own = predicted["baseline_expression"]
     n = len(np.unique(f.patients))
     rows = []
     for spec in entries:
@@ -128,7 +128,7 @@ def find_change(
         tools.patient_changes(f, f.change),
         {name: tools.patient_changes(f, v) for name, v in predicted.items()},
         earlier,
-        ["mean_shift", "own_level", "ridge", *(s.name for s in networks)],
+        ["mean_shift", "baseline_expression", "ridge", *(s.name for s in networks)],
     )
 
 # %% ../../nbs/experiment/717_forecast_steps.ipynb #e21f1956

@@ -25,10 +25,12 @@ HIDDEN = 16  # units of the bilinear MLP
 
 @dataclass(frozen=True, kw_only=True)
 class ModulesConfig(Folder):
-    "What `longaml modules` is asked."
+    "Options of `longaml modules`."
 
     cells: Annotated[Path, Option("Labelled cells x genes.", "DATA.h5ad", argument=True)]
-    label_key: Annotated[str, Option("Column with the labels that are to be told apart.", "COLUMN")]
+    label_key: Annotated[
+        str, Option("Column with the labels that are to be distinguished.", "COLUMN")
+    ]
     patient_key: Annotated[
         str | None,
         Option(
@@ -39,7 +41,7 @@ class ModulesConfig(Folder):
     ] = None
     sample_key: Annotated[
         str | None,
-        Option("Column that names the library; 'sample' if there is one.", "COLUMN"),
+        Option("Column that names the sample; 'sample' if there is one.", "COLUMN"),
     ] = None
     layer: Annotated[str | None, Option("Layer with the counts (.h5ad).", "NAME")] = None
     n_genes: Annotated[
@@ -47,13 +49,13 @@ class ModulesConfig(Folder):
     ] = 2000
     pair_genes: Annotated[
         int,
-        Option("Most variable genes whose pairs are asked about.", "N", least=2, most=500),
+        Option("Most variable genes whose pairs are tested.", "N", least=2, most=500),
     ] = 100
     nulls: Annotated[
         int,
         Option(
             "Retrainings with permuted labels, and with permuted genes; "
-            "more than 10 to call what stands alone.",
+            "more than 10 to call a single module or pair.",
             "N",
             least=1,
         ),
@@ -68,7 +70,7 @@ class ModulesConfig(Folder):
 
 @dataclass(frozen=True)
 class ModulesResult:
-    "What a bilinear MLP says about labelled cells."
+    "Accuracy, modules and pairs of a bilinear MLP of labelled cells."
 
     evaluation: pd.DataFrame  # from evaluate_cells
     kept: dict[str, dict]  # output -> "table", "spectrum", "null" of its modules
@@ -90,7 +92,7 @@ def module_lines(
     units: str,  # "patients" or "blocks of cells"
     nulls: int,  # retrainings of each null
 ) -> list[str]:  # sentences
-    "What a run found, in words."
+    "The results of a run, as sentences."
     evaluation = found.evaluation
     pairs = found.pairs
     balanced = evaluation[evaluation["metric"] == "balanced_accuracy"].set_index("model")
@@ -105,11 +107,11 @@ def module_lines(
     if low <= 0:
         lines.append(
             "the bilinear MLP is not better than logistic regression: its modules describe a "
-            "model that needed no interactions to be matched"
+            "model whose accuracy is reached without interactions"
         )
     if nulls <= 10:
         lines.append(
-            f"underpowered: {nulls} retrainings; a module or pair that stands alone beyond all of "
+            f"underpowered: {nulls} retrainings; a single module or pair beyond all of "
             f"them has q = {1 / nulls:.2f}, so it could not be called at q < 0.1. Use more than 10."
         )
     for output, rows in found.modules.groupby("output", sort=False):
@@ -131,29 +133,29 @@ def _paired(evaluation):
     return mean, mean - half, mean + half
 
 # %% ../../nbs/experiment/707_modules.ipynb #01929b29
-def _check_libraries(obs, label_key):
+def _check_samples(obs, label_key):
     "Raise where every sample has one class."
     classes = obs.groupby(SAMPLE, observed=True)["label"].nunique()
     if len(classes) > 1 and (classes == 1).all():
         raise InputError(
-            f"all cells of a library have the same {label_key}, so a module of {label_key} cannot "
-            "be told from an effect of the library. For timepoints use longaml run, which "
-            "permutes whole libraries; for pairs of genes use "
-            "la.tasks.module_tests.pair_test, which takes away each library's means.",
+            f"all cells of a sample have the same {label_key}, so a module of {label_key} cannot "
+            "be distinguished from an effect of the sample. For timepoints use longaml run, which "
+            "permutes whole samples; for pairs of genes use "
+            "la.tasks.module_tests.pair_test, which subtracts each sample's means.",
             parameter="label_key",
         )
 
 
 class Modules(Experiment):
-    """Train a bilinear MLP to tell labels apart, judge it on held-out units, and hold its modules
-    and pairs of genes against their nulls (la.experiment.modules.run_modules)."""
+    """Train a bilinear MLP to distinguish labels, evaluate it on held-out units, and test its
+    modules and pairs of genes against their nulls (la.experiment.modules.run_modules)."""
 
     name = "modules"
     short_help = "Gene modules and pairs of a bilinear MLP, against their nulls."
     Config = ModulesConfig
 
     def params(self) -> dict:
-        "What decides the result, checked before anything is read."
+        "What determines the result, checked before anything is read."
         config = self.config
         device_for(config.device)
         if not 2 <= config.pair_genes <= 500:
@@ -186,7 +188,7 @@ class Modules(Experiment):
         config = self.config
         cells = pp.formats.read_h5ad(config.cells)
         adata = pp.cells.labelled_cells(cells, seed=config.seed, **config.columns())
-        _check_libraries(adata.obs, config.label_key)
+        _check_samples(adata.obs, config.label_key)
         return adata[:, pp.cells.highly_variable(adata, config.n_genes)].copy()
 
     def steps(self, data: Any, run: Run) -> ModulesResult:
@@ -239,7 +241,7 @@ class Modules(Experiment):
             yield f"pairs-{name}", ax
 
     def summary(self, data: Any, found: ModulesResult) -> list[str]:
-        "What was found, in sentences."
+        "The results, as sentences."
         units = data.uns[UNS]["units"]
         return [
             f"{data.n_obs:,} cells x {data.n_vars:,} genes, {data.obs[PATIENT].nunique()} {units}",
@@ -255,6 +257,6 @@ def run_modules(
     **options: Any,  # fields of ModulesConfig: patient_key, sample_key, layer (see
     # labelled_cells), n_genes=2000, pair_genes=100, nulls=12, seed=0, device="auto", resume=False
 ) -> dict[str, Any]:  # tables and "summary"
-    "Read labelled cells and leave evaluation, modules, pairs and figures in a folder."
+    "Read labelled cells and write evaluation, modules, pairs and figures into a folder."
     config = ModulesConfig(cells=Path(path), out=Path(out), label_key=label_key, **options)
     return Modules(config).run()

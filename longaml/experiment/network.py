@@ -100,7 +100,7 @@ def chosen_genes(
 # %% ../../nbs/experiment/710_network.ipynb #e706cb18
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig(CohortFolder):
-    "What `longaml network` is asked."
+    "Options of `longaml network`."
 
     genes: Annotated[
         str | Path | list,
@@ -109,7 +109,7 @@ class NetworkConfig(CohortFolder):
     method: Annotated[str, Option("spearman or pearson.", "NAME")] = "spearman"
     density: Annotated[float, Option("Share of pairs that are edges.", "SHARE")] = 0.05
     nulls: Annotated[
-        int, Option("Permutations of libraries, and graphs of each null.", "N", least=1)
+        int, Option("Permutations of samples, and graphs of each null.", "N", least=1)
     ] = 100
 
     def checked(self) -> dict[str, Any]:  # method, density, nulls
@@ -137,7 +137,7 @@ class NetworkResult:
     "The networks of a cohort, and how they change."
 
     genes: list[str]
-    libraries: dict[str, int] = field(default_factory=dict)  # network -> libraries it is made of
+    samples: dict[str, int] = field(default_factory=dict)  # network -> samples it is made of
     networks: dict[str, Any] = field(default_factory=dict)  # network -> what one_network found
     deletions: dict[str, dict] = field(default_factory=dict)  # network -> "table", "bits"
     ranked: list[Any] = field(default_factory=list)  # a Ranked for each contrast and measure
@@ -155,7 +155,7 @@ class NetworkResult:
         "Stability of every ranking, one row each."
         rows = []
         for r in self.ranked:
-            numbers = {k: v for k, v in r.stability.items() if k != "frequency"}
+            numbers = r.stability.to_dict()
             first = r.table.iloc[0]
             rows.append({"model": first["model"], "contrast": first["contrast"], **numbers})
         return pd.DataFrame(rows)
@@ -178,7 +178,7 @@ def _add_networks(found, profiles, run, how, seed):
     complexities = tl.block_decomposition.has_table()
     rows_of = tl.networks.network_rows(profiles)
     for name, (rows, within) in progress(rows_of.items(), "networks"):
-        found.libraries[name] = len(rows)
+        found.samples[name] = len(rows)
         found.networks[name] = run.step(
             f"network/{slug(name)}",
             lambda r=rows, w=within: tl.networks.one_network(profiles, r, w, **how, seed=seed),
@@ -247,7 +247,7 @@ def _network_lines(found):
         within = " within patients" if name == "all" else ""
         weakest = network["edges"]["correlation"].abs().min()
         yield (
-            f"{name}: {found.libraries[name]} libraries{within}, {len(network['edges'])} edges, "
+            f"{name}: {found.samples[name]} samples{within}, {len(network['edges'])} edges, "
             f"weakest |r| {weakest:.2f}; {network['called']} of {n * (n - 1) // 2:,} pairs "
             "at q < 0.1"
         )
@@ -257,8 +257,8 @@ def _network_lines(found):
             yield (
                 f"  block decomposition {found.deletions[name]['bits']:,.0f} bits; a gene's "
                 f"deletion follows its degree (Spearman {follows:.2f}), "
-                f"{int((t['q_rewired'] < 0.1).sum())} of {len(t)} genes say more than their "
-                "degree at q < 0.1"
+                f"{int((t['q_rewired'] < 0.1).sum())} of {len(t)} genes have more impact than "
+                "their degree explains, at q < 0.1"
             )
     if not found.deletions:
         yield (
@@ -273,8 +273,8 @@ def _change_lines(found):
         n = int((r["q_value"] < 0.1).sum())
         yield f"{contrast}, {model}: {n} of {len(r)} genes at q < 0.1 (first: {first})"
         own = (found.audit["model"] == model) & (found.audit["contrast"] == contrast)
-        for v in found.audit[own & found.audit["holds"].eq(True)].itertuples():
-            yield f"  verdict: {v.verdict} ({v.text})"
+        for v in found.audit[own & found.audit["status"].eq("failed")].itertuples():
+            yield f"  failed check: {v.check} ({v.text})"
     for contrast, p in pd.concat(found.pairs).groupby("contrast", sort=False):
         top = p.iloc[0]
         yield (
@@ -287,7 +287,7 @@ def _change_lines(found):
 def network_lines(
     found: NetworkResult,  # what a run found
 ) -> list[str]:  # sentences
-    "Networks, deletions and changes in words."
+    "Networks, deletions and changes in sentences."
     return [*_network_lines(found), *(_change_lines(found) if found.ranked else [])]
 
 # %% ../../nbs/experiment/710_network.ipynb #83e8c221
@@ -299,12 +299,12 @@ def _left_out(adata, found):
         if t not in found.networks:
             yield (
                 f"{t}: fewer than {tl.networks.LEAST_PATIENTS} patients have enough cells of a "
-                "lineage; it has no network of its own"
+                "cell type; it has no network of its own"
             )
     for name in (contrast_name(*c) for c in contrasts(times)):
         if name not in ranked:
             yield (
-                f"{name}: fewer than 3 patients have enough cells of a lineage at both; "
+                f"{name}: fewer than 3 patients have enough cells of a cell type at both; "
                 "changes of the network are not ranked"
             )
 
@@ -332,7 +332,7 @@ class Network(Experiment):
         "Networks and deletions, rankings of change and pairs, checks."
         how, seed = self.config.checked(), self.config.seed
         found = NetworkResult(chosen_genes(data, asked_genes(self.config.genes)))
-        profiles = tl.networks.library_profiles(pp.pseudobulk(data, seed=seed))
+        profiles = tl.networks.sample_profiles(pp.pseudobulk(data, seed=seed))
         _add_networks(found, profiles[:, found.genes].copy(), run, how, seed)
         _add_changes(found, data, run, how, seed)
         if found.ranked:

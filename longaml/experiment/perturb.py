@@ -76,7 +76,7 @@ class ScreenOptions(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class PerturbConfig(Folder):
-    "What `longaml perturb` is asked."
+    "Options of `longaml perturb`."
 
     screen: Annotated[
         Path, Option("Perturb-seq counts, cells x genes.", "DATA.h5ad", argument=True)
@@ -147,7 +147,7 @@ class Perturb(Experiment):
         "Every predictor on every fold."
         return tasks.perturbation.evaluate_perturbations(
             data,
-            models=run.record["params"]["models"],
+            models=run.manifest.record["params"]["models"],
             n_folds=self.config.folds(),
             min_cells=self.config.min_cells,
             seed=self.config.seed,

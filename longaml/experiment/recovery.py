@@ -6,7 +6,6 @@
 __all__ = ['DRIVERS', 'driver_recovery', 'plot_recovery', 'call_recovery']
 
 # %% ../../nbs/experiment/711_recovery.ipynb #922e6fc7
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ DRIVERS = ("marginal", "interaction")
 
 def _methods(methods):
     "Ranking methods by name, checked; None: all."
-    known = models.contract.names("state", ranks=True)
+    known = models.contract.names("timepoint", ranks=True)
     given = methods.split(",") if isinstance(methods, str) else methods
     return [check_choice(m.strip(), known, "ranking method") for m in given or known]
 
@@ -129,7 +128,7 @@ def _calls(found, driver, q):
     called = found.table["q_value"] < q
     n = int(called.sum())
     hits = int(driver[found.table.loc[called, "gene"]].sum())
-    stable = {c: found.stability.get(c, math.nan) for c in ("index", "low", "high", "null_high")}
+    stable = {c: getattr(found.stability, c) for c in ("index", "low", "high", "null_high")}
     return {"called": n, "planted": hits, "false_share": (n - hits) / max(n, 1), **stable}
 
 

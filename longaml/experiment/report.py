@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import nbformat
 import pandas as pd
 
-from ..core import ALL, LINEAGE, InputError, atomic_path, listing, log
+from ..core import ALL, CELL_TYPE, InputError, atomic_path, listing, log
 from .report_tables import baseline_names, of_task, read_run
 from longaml.experiment.report_text import (
     inputs_of,
@@ -43,9 +43,9 @@ class Cell(NamedTuple):
 
 
 QUESTIONS = {
-    "state": "which genes distinguish the timepoints",
-    "forecast": "what comes next",
-    "impute": "what was in between",
+    "timepoint": "which genes distinguish the timepoints",
+    "forecast": "how genes change up to the last timepoint",
+    "impute": "what genes were at timepoints in between",
 }
 
 
@@ -75,7 +75,7 @@ def _classified(tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     "Contrasts that were evaluated, and the models whose patients are drawn."
     if "evaluation" not in tables:
         return {"accuracy": [], "trained": []}
-    e = of_task(tables["evaluation"], "state")
+    e = of_task(tables["evaluation"], "timepoint")
     left_out = set(baseline_names()) - {"technical"}
     trained = [m for m in e["model"].unique() if m not in left_out]
     return {"accuracy": list(e["contrast"].unique()), "trained": trained[-5:]}
@@ -103,7 +103,7 @@ def _forecast(run: dict, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
     found = []
     if "evaluation" in tables:
         e = tables["evaluation"]
-        e = e[(e["task"] != "state") & (e["metric"] == "skill")]
+        e = e[(e["task"] != "timepoint") & (e["metric"] == "skill")]
         for (task, target), rows in e.groupby(["task", "contrast"], sort=False):
             models = [m for m in rows["model"].unique() if m != "no_change"]
             found.append((task, target, models))
@@ -115,10 +115,10 @@ def _forecast(run: dict, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
 def contents(
     folder: str | Path,  # a finished run directory
 ) -> dict[str, Any]:  # variables of `notebook.md.j2`
-    "What a run's folder holds, as the template of the notebook asks for it."
+    "What a run's folder holds, as the template of the notebook needs it."
     folder = Path(folder)
     run, tables = read_run(folder)
-    samples = tables.get("libraries")
+    samples = tables.get("samples")
     stability = tables.get("stability", pd.DataFrame())
     notes = [line for line in _summary(run) if line.startswith("note: ")]
     return {
@@ -127,9 +127,9 @@ def contents(
         "inputs": inputs_of(run),
         "questions": [QUESTIONS[t] for t in tasks_of(run)],
         "notes": [line.removeprefix("note: ") for line in notes],
-        "libraries": samples is not None,
+        "samples": samples is not None,
         "counts": samples is not None and "counts" in samples,
-        "cell_types": samples is not None and bool((samples[LINEAGE] != ALL).any()),
+        "cell_types": samples is not None and bool((samples[CELL_TYPE] != ALL).any()),
         "stability": "index" in stability,
         "modules": _modules_in(folder),
         "has": lambda name: (folder / name).exists(),
@@ -275,7 +275,7 @@ def _plain_table(text: str) -> str:
 
 
 def _shown(output: nbformat.NotebookNode) -> Shown:
-    "The form of an output that says most: a picture, a table, text."
+    "The form of an output that is shown: a picture, else a table, else text."
     if output.output_type == "stream":
         return Shown("printed", output.text)
     data = output.get("data", {})

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'REFERENCE_MODEL', 'RANKED', 'SCORED', 'read_table', 'read_run', 'readable', 'with_interval', 'in_words',
-           'as_checks', 'baseline_names', 'held_out', 'of_task', 'skill_table', 'earlier_table', 'top_genes',
-           'changes_of', 'courses_of', 'as_cells', 'libraries_only', 'lineage_table', 'depth_table', 'coverage_table',
-           'Visits', 'visits_of', 'quality_table', 'verdict_table']
+           'as_flags', 'baseline_names', 'held_out', 'of_task', 'skill_table', 'earlier_table', 'top_genes',
+           'changes_of', 'courses_of', 'as_cells', 'samples_only', 'cell_type_table', 'depth_table', 'coverage_table',
+           'Visits', 'visits_of', 'quality_table', 'check_table']
 
 # %% ../../nbs/experiment/703_report_tables.ipynb #7b1f233b
 import json
@@ -19,7 +19,7 @@ import pandas as pd
 
 from longaml.core import (
     ALL,
-    LINEAGE,
+    CELL_TYPE,
     PATIENT,
     SAMPLE,
     TIMEPOINT,
@@ -39,10 +39,11 @@ NAMES = (  # columns of names: always text
     PATIENT,
     TIMEPOINT,
     SAMPLE,
-    LINEAGE,
+    CELL_TYPE,
     "metric",
     "direction",
-    "verdict",
+    "check",
+    "status",
     "text",
     "output",
     "unit",
@@ -79,9 +80,9 @@ def read_run(
     "The manifest of a run and all its tables, by name; timepoints are ordered."
     folder = Path(folder)
     tables = {p.stem: read_table(p) for p in sorted(folder.glob("*.csv"))}
-    if "libraries" in tables:
-        order = list(dict.fromkeys(tables["libraries"][TIMEPOINT]))
-        for name in {"libraries", "gene_times"} & tables.keys():
+    if "samples" in tables:
+        order = list(dict.fromkeys(tables["samples"][TIMEPOINT]))
+        for name in {"samples", "gene_times"} & tables.keys():
             tables[name][TIMEPOINT] = pd.Categorical(tables[name][TIMEPOINT], order, ordered=True)
     return json.loads((folder / "run.json").read_text(encoding="utf-8")), tables
 
@@ -157,15 +158,15 @@ def in_words(
     return "all timepoints" if contrast == ALL else str(contrast).replace("_vs_", " against ")
 
 
-def as_checks(
-    holds: pd.Series,  # the column `holds` of `audit.csv`
-) -> pd.Series:  # True: failed, False: passed, None: not assessed
-    "The outcome of each check, as it was before it was written to a file."
+def as_flags(
+    column: pd.Series,  # true or false, as a file has it
+) -> pd.Series:  # True, False, or None where empty
+    "A column of true and false, as it was before it was written to a file."
 
     def parsed(value: Any) -> bool | None:
         return None if pd.isna(value) or value == "" else str(value) in ("True", "1", "1.0")
 
-    return holds.map(parsed)
+    return column.map(parsed)
 
 # %% ../../nbs/experiment/703_report_tables.ipynb #d91b71d2
 REFERENCE_MODEL = "logistic"  # the simple model that networks are compared with
@@ -173,7 +174,7 @@ REFERENCE_MODEL = "logistic"  # the simple model that networks are compared with
 
 def baseline_names() -> list[str]:
     "Baselines of timepoint classification: they read no genes."
-    return list(names("state", kind="baseline"))
+    return list(names("timepoint", kind="baseline"))
 
 
 def _over(name: str, wide: pd.DataFrame, model: str, other: str | None) -> dict[str, float]:
@@ -194,7 +195,7 @@ def held_out(
     and `_high` of their 95% intervals over patients (Student's t).
     """
     check_column(evaluation, "metric", "metric", "Pass evaluation.csv.")
-    e = evaluation[(evaluation["task"] == "state") & (evaluation["metric"] == metric)]
+    e = evaluation[(evaluation["task"] == "timepoint") & (evaluation["metric"] == metric)]
     if contrast is not None:
         e = e[e["contrast"] == check_choice(contrast, e["contrast"].unique(), "contrast")]
     baselines = baseline_names()
@@ -226,7 +227,7 @@ def held_out(
 # %% ../../nbs/experiment/703_report_tables.ipynb #f924c2a4
 def of_task(
     evaluation: pd.DataFrame,  # `evaluation.csv`
-    task: str,  # "state" (timepoint classification), "forecast" or "impute"
+    task: str,  # "timepoint" (timepoint classification), "forecast" or "impute"
 ) -> pd.DataFrame:
     "The rows of one task."
     return evaluation[evaluation["task"] == task]
@@ -237,7 +238,7 @@ def skill_table(
     task: str,  # "forecast" or "impute"
     target: str,  # the timepoint that is predicted
 ) -> pd.DataFrame:  # model, patients, skill (with interval), skill_worst, skill_best
-    "Skill of every model over the baseline of a gene's own level in held-out patients."
+    "Skill of every model in held-out patients, against regression on baseline expression."
     here = (evaluation["task"] == task) & (evaluation["contrast"] == target)
     e = evaluation[here & (evaluation["metric"] == "skill")]
     rows = []
@@ -251,14 +252,14 @@ def earlier_table(
     earlier: pd.DataFrame,  # `earlier_genes.csv`
     *,
     n: int = 8,  # genes per ranking
-) -> pd.DataFrame:  # asked, model, gene, score, p_value, q_value
+) -> pd.DataFrame:  # prediction, model, gene, score, p_value, q_value
     "The first genes of each ranking of earlier genes; a dash where all scores are equal."
     flat = earlier.groupby(["contrast", "model"])["score"].transform(np.ptp) < 1e-12
     top = earlier.groupby(["contrast", "model"], sort=False).head(n)
     top = top[~flat[top.index] | (top["rank"] == 1)]
     out = top[["contrast", "model", "gene", "score", "p_value", "q_value"]]
-    out = out.rename(columns={"contrast": "asked"})
-    out["asked"] = out["asked"].str.replace("_", " ")
+    out = out.rename(columns={"contrast": "prediction"})
+    out["prediction"] = out["prediction"].str.replace("_", " ")
     out["gene"] = out["gene"].where(~flat[top.index], "– (all scores are equal)")
     return out
 
@@ -326,45 +327,45 @@ def courses_of(
 
 # %% ../../nbs/experiment/703_report_tables.ipynb #ce0451cf
 def as_cells(
-    libraries: pd.DataFrame,  # `libraries.csv`: a row per sample ("all"), and per cell type of it
+    samples: pd.DataFrame,  # `samples.csv`: a row per sample ("all"), and per cell type of it
     *,
-    lineages: bool = False,  # cells by cell type, for la.pl.composition; else by sample
+    cell_types: bool = False,  # cells by cell type, for la.pl.composition; else by sample
 ) -> pd.DataFrame:  # a row a cell
     "A table with a row a cell, as figures of a cohort read it, from the numbers of cells."
-    t = libraries[(libraries[LINEAGE] != ALL) == lineages]
+    t = samples[(samples[CELL_TYPE] != ALL) == cell_types]
     return t.loc[t.index.repeat(t["cells"])].reset_index(drop=True)
 
 
-def libraries_only(
-    libraries: pd.DataFrame,  # `libraries.csv`
+def samples_only(
+    samples: pd.DataFrame,  # `samples.csv`
 ) -> pd.DataFrame:  # a row a sample
     "The rows of whole samples."
-    return libraries[libraries[LINEAGE] == ALL].reset_index(drop=True)
+    return samples[samples[CELL_TYPE] == ALL].reset_index(drop=True)
 
 
-def lineage_table(
-    libraries: pd.DataFrame,  # `libraries.csv`
+def cell_type_table(
+    samples: pd.DataFrame,  # `samples.csv`
 ) -> pd.DataFrame:  # cell type; cells, and samples that have it, per timepoint
     "Cells of each cell type at each timepoint, and in how many samples."
-    t = libraries[libraries[LINEAGE] != ALL]
-    by = t.groupby([LINEAGE, TIMEPOINT], observed=True)["cells"].agg(["sum", "size"])
+    t = samples[samples[CELL_TYPE] != ALL]
+    by = t.groupby([CELL_TYPE, TIMEPOINT], observed=True)["cells"].agg(["sum", "size"])
     text = by.apply(lambda r: f"{r['sum']:,} in {r['size']}", axis=1).unstack(fill_value="–")
-    order = t.groupby(LINEAGE)["cells"].sum().sort_values(ascending=False, kind="stable").index
-    text = text.reindex(order).rename_axis("cells, and libraries that have them")
+    order = t.groupby(CELL_TYPE)["cells"].sum().sort_values(ascending=False, kind="stable").index
+    text = text.reindex(order).rename_axis("cells, and samples that have them")
     return text.rename_axis(None, axis=1)
 
 
 def depth_table(
-    libraries: pd.DataFrame,  # `libraries.csv`
+    samples: pd.DataFrame,  # `samples.csv`
 ) -> pd.DataFrame:  # timepoint; samples, cells, counts, genes, mitochondrial percent
     "Medians over the samples of each timepoint."
-    t = libraries[libraries[LINEAGE] == ALL].groupby(TIMEPOINT, observed=True)
-    table = pd.DataFrame({"libraries": t.size()})
-    table["cells in a library"] = t["cells"].median().round().astype(int)
+    t = samples[samples[CELL_TYPE] == ALL].groupby(TIMEPOINT, observed=True)
+    table = pd.DataFrame({"samples": t.size()})
+    table["cells in a sample"] = t["cells"].median().round().astype(int)
     for column, name in (("counts", "counts in a cell"), ("genes", "genes in a cell")):
-        if column in libraries:
+        if column in samples:
             table[name] = t[column].median().round().astype(int)
-    if "mitochondrial" in libraries:
+    if "mitochondrial" in samples:
         table["mitochondrial"] = [f"{v:.1%}" for v in t["mitochondrial"].median()]
     return table
 
@@ -373,7 +374,7 @@ def coverage_table(
     coverage: pd.DataFrame,  # `coverage.csv`
 ) -> pd.DataFrame:  # cell types x contrasts: patients
     "Patients with enough cells at both timepoints of a contrast, by cell type."
-    wide = coverage.pivot(index=LINEAGE, columns="contrast", values="patients")
+    wide = coverage.pivot(index=CELL_TYPE, columns="contrast", values="patients")
     return wide.fillna(0).astype(int)[list(coverage["contrast"].unique())]
 
 
@@ -396,7 +397,7 @@ class Visits:
 
 
 def visits_of(
-    whole: pd.DataFrame,  # rows of `libraries.csv` of whole samples
+    whole: pd.DataFrame,  # rows of `samples.csv` of whole samples
 ) -> Visits:
     "Counts of a cohort, and its missing visits."
     patients = sorted(whole[PATIENT].unique())
@@ -418,27 +419,27 @@ def visits_of(
 def quality_table(
     audit: pd.DataFrame,  # `audit.csv`
 ) -> pd.DataFrame:  # contrast, model; abundance, depth, composition, as text
-    "What abundance, depth and composition would explain of each ranking."
-    a = audit[(audit["model"] != ALL) & audit["verdict"].str.startswith("explained by ")].copy()
+    "How much of each ranking abundance, depth and composition would explain."
+    a = audit[(audit["model"] != ALL) & audit["check"].str.startswith("explained by ")].copy()
     said = []
-    for failed, value in zip(as_checks(a["holds"]), a["value"]):
-        if pd.isna(failed) or pd.isna(value):
+    for status, value in zip(a["status"], a["value"]):
+        if status == "not assessed" or pd.isna(value):
             said.append("not assessed")
         else:
-            said.append(f"{value:.0%}{', holds' if failed else ''}")
+            said.append(f"{value:.0%}{', failed' if status == 'failed' else ''}")
     a["said"] = said
     a["contrast"] = [in_words(c) for c in a["contrast"]]
-    a["verdict"] = a["verdict"].str.removeprefix("explained by ")
+    a["check"] = a["check"].str.removeprefix("explained by ")
     keys = a[["contrast", "model"]].drop_duplicates()
-    wide = a.pivot(index=["contrast", "model"], columns="verdict", values="said")
-    wide = wide.reindex(pd.MultiIndex.from_frame(keys))[list(a["verdict"].unique())]
+    wide = a.pivot(index=["contrast", "model"], columns="check", values="said")
+    wide = wide.reindex(pd.MultiIndex.from_frame(keys))[list(a["check"].unique())]
     return wide.rename_axis(None, axis=1)
 
 
-def verdict_table(
+def check_table(
     audit: pd.DataFrame,  # `audit.csv`
-) -> pd.DataFrame:  # contrast, model; verdict, text
+) -> pd.DataFrame:  # contrast, model; check, text
     "The checks that failed, in words, by contrast and model."
-    a = audit[as_checks(audit["holds"]).eq(True)]
+    a = audit[audit["status"].eq("failed")]
     words = [in_words(c) if m != ALL else "whole cohort" for c, m in zip(a["contrast"], a["model"])]
-    return a.assign(contrast=words).set_index(["contrast", "model"])[["verdict", "text"]]
+    return a.assign(contrast=words).set_index(["contrast", "model"])[["check", "text"]]

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
-from ..core import ALL, LINEAGE, slug
+from ..core import ALL, CELL_TYPE, slug
 from longaml.experiment.report_tables import (
-    as_checks,
+    as_flags,
     baseline_names,
     held_out,
     in_words,
-    libraries_only,
+    samples_only,
     visits_of,
     with_interval,
 )
@@ -90,7 +90,7 @@ def paragraphs(
 # %% ../../nbs/experiment/704_report_text.ipynb #a1f7e47a
 def specs_of(
     models: Iterable[str],  # names, such as those of a run
-    task: str = "state",  # the task that they were run for
+    task: str = "timepoint",  # the task that they were run for
 ) -> list[ModelSpec]:
     "What is known about models; those that are not registered are left out."
     known = {spec.name: spec for spec in specs(task)}
@@ -126,7 +126,7 @@ def compared_models(
     models: Iterable[str],  # names, such as those of a run
 ) -> list[str]:
     "The models of a run that read genes, in words; the user's own by their names."
-    known = {spec.name: spec for spec in specs("state")}
+    known = {spec.name: spec for spec in specs("timepoint")}
     return [
         named(known[m]) if m in known else str(m)
         for m in models
@@ -143,11 +143,11 @@ class Finding(NamedTuple):
 
 BASELINE_WORDS = {
     "majority": "the commonest class",
-    "patient_lineage": "patient and cell type",
+    "patient_cell_type": "patient and cell type",
     "technical": "depth, composition and other technical values",
 }
 CHECK_WORDS = {
-    "at chance": "the model does not distinguish the timepoints in held-out patients",
+    "chance level": "the model does not distinguish the timepoints in held-out patients",
     "constant": "it gives every gene the same score",
     "input-independent": "its output does not depend on the expression it reads",
     "explained by abundance": "its order is mostly that of how highly genes are expressed",
@@ -157,7 +157,7 @@ CHECK_WORDS = {
     "explained by composition": (
         "a shift in cell composition or ambient RNA alone would change its top genes the same way"
     ),
-    "unstable": "half of the patients would give another list, as permuted labels do",
+    "unstable": "half of the patients would give another list, as under permuted labels",
     "underpowered": "there are too few patients",
 }
 
@@ -214,8 +214,8 @@ def _accuracy_findings(evaluation: pd.DataFrame) -> Iterator[Finding]:
         models = listed(m for m, contrasts in idle.items() if tuple(contrasts) == where)
         yield Finding(
             "no",
-            f"{models}: no gain over logistic regression is shown for {listed(where)}, so nothing "
-            "speaks for the larger model there.",
+            f"{models}: no gain over logistic regression is shown for {listed(where)}, so "
+            "the larger model is not supported there.",
         )
     if nuisance:
         yield Finding(
@@ -236,22 +236,22 @@ def _first_genes(model: str, ranking: pd.DataFrame, n: int) -> str:
 def _ranking_findings(
     ranking: pd.DataFrame, audit: pd.DataFrame, q: float = 0.1
 ) -> Iterator[Finding]:
-    "Lists of genes: those that pass, those that a failed check speaks against, and none."
-    failed = audit[as_checks(audit["holds"]).eq(True)]
+    "Lists of genes: those without a failed check, those with one, and empty ones."
+    failed = audit[audit["status"].eq("failed")]
     nothing: dict[str, list[str]] = {}  # contrast -> models without a gene
     for contrast, rows in ranking.groupby("contrast", sort=False):
         clean = []
         for model, r in rows.groupby("model", sort=False):
             mine = failed[(failed["model"] == model) & (failed["contrast"] == contrast)]
-            why = [CHECK_WORDS[check] for check in mine["verdict"] if check in CHECK_WORDS]
+            why = [CHECK_WORDS[check] for check in mine["check"] if check in CHECK_WORDS]
             n = int((r["q_value"] < q).sum())
             if n == 0:
                 nothing.setdefault(contrast, []).append(model)
             elif why:
                 yield Finding(
                     "no",
-                    f"{in_words(contrast)}: the {n:,} genes of {model} at q < {q:g}, because "
-                    f"{listed(why)}.",
+                    f"{in_words(contrast)}: the {n:,} genes of {model} at q < {q:g} are not "
+                    f"supported, because {listed(why)}.",
                 )
             else:
                 clean.append(_first_genes(model, r, n))
@@ -271,23 +271,22 @@ def _ranking_findings(
 
 def _check_findings(audit: pd.DataFrame) -> Iterator[Finding]:
     "Failed checks of the whole cohort, and checks that were not assessed."
-    failed = as_checks(audit["holds"])
-    for text in audit[(audit["model"] == ALL) & failed.eq(True)]["text"]:
+    for text in audit[(audit["model"] == ALL) & audit["status"].eq("failed")]["text"]:
         yield Finding("no", f"The whole cohort: {text}.")
-    left = audit[failed.isna() & (audit["model"] != ALL)]
-    who = left.groupby("verdict", sort=False)["model"].agg(listed)
+    left = audit[audit["status"].eq("not assessed") & (audit["model"] != ALL)]
+    who = left.groupby("check", sort=False)["model"].agg(listed)
     for models in dict.fromkeys(who):
         yield Finding("open", f"Not assessed for {models}: {listed(who.index[who == models])}.")
 
 
 def _forecast_findings(evaluation: pd.DataFrame) -> Iterator[Finding]:
     "Which models predict a change better than each gene's baseline expression does."
-    e = evaluation[(evaluation["task"] != "state") & (evaluation["metric"] == "skill")]
+    e = evaluation[(evaluation["task"] != "timepoint") & (evaluation["metric"] == "skill")]
     for (task, target), rows in e.groupby(["task", "contrast"], sort=False):
         skill = {
             model: with_interval("skill", values)
             for model, values in rows.groupby("model", sort=False)["value"]
-            if model != "own_level"
+            if model != "baseline_expression"
         }
         better = [f"{m} ({s['skill']:+.3f})" for m, s in skill.items() if s["skill_low"] > 0]
         change = f"The change to {target}"
@@ -295,8 +294,8 @@ def _forecast_findings(evaluation: pd.DataFrame) -> Iterator[Finding]:
         if better:
             yield Finding(
                 "yes",
-                f"{what}: {listed(better)} predict it in held-out patients better than each gene's "
-                "baseline expression does.",
+                f"{what}: {listed(better)} predict{'s' if len(better) == 1 else ''} it in held-out "
+                "patients better than each gene's baseline expression does.",
             )
         else:
             best = max(skill, key=lambda m: skill[m]["skill"])
@@ -311,13 +310,13 @@ def _power_findings(tables: dict[str, pd.DataFrame]) -> Iterator[Finding]:
     "Contrasts with too few patients, and the power of the others."
     cover = tables.get("coverage")
     if cover is not None:
-        left_out = as_checks(cover["evaluated"]).eq(False)
-        for c in cover[(cover[LINEAGE] == ALL) & left_out].itertuples():
+        left_out = as_flags(cover["evaluated"]).eq(False)
+        for c in cover[(cover[CELL_TYPE] == ALL) & left_out].itertuples():
             words = f"not evaluated; {c.patients} patients have enough cells at both."
             yield Finding("open", f"{in_words(c.contrast)}: {words}")
     weak = [
         f"{x.power:.0%} ({in_words(x.contrast)}, {x.patients} patients)"
-        for x in tables.get("reach", pd.DataFrame()).itertuples()
+        for x in tables.get("power", pd.DataFrame()).itertuples()
         if x.power < 0.8
     ]
     if weak:
@@ -335,8 +334,8 @@ def findings(
     "What a run supports, what it does not, and what it did not assess."
     found: list[Finding] = []
     evaluation = tables.get("evaluation")
-    if evaluation is not None and (evaluation["task"] == "state").any():
-        found += _accuracy_findings(evaluation[evaluation["task"] == "state"])
+    if evaluation is not None and (evaluation["task"] == "timepoint").any():
+        found += _accuracy_findings(evaluation[evaluation["task"] == "timepoint"])
     if "ranking" in tables and "audit" in tables:
         found += _ranking_findings(tables["ranking"], tables["audit"])
         found += _check_findings(tables["audit"])
@@ -377,7 +376,7 @@ class Plain(str):
 
 
 def cohort_words(
-    whole: pd.DataFrame,  # rows of `libraries.csv` of whole samples
+    whole: pd.DataFrame,  # rows of `samples.csv` of whole samples
 ) -> Plain:
     "Patients, samples, cells and missing visits in a sentence."
     found = visits_of(whole)
@@ -427,14 +426,14 @@ def references(
     used = ["scanpy", "anndata", "sklearn", "pseudobulk"]
     if networks:
         used += ["torch", "adamw"]
-    if "state" in tasks:
+    if "timepoint" in tasks:
         used += ["balanced", "sam", "permutation", "bh", "nogueira"]
-    if "state" in tasks and networks:
+    if "timepoint" in tasks and networks:
         used.append("gradients")
     if any("gse235063" in name.lower() for name in inputs_of(run)):
         used.append("gse235063")
-    models = specs_of(run["params"]["models"]) if "state" in tasks else networks
-    if set(tasks) - {"state"}:
+    models = specs_of(run["params"]["models"]) if "timepoint" in tasks else networks
+    if set(tasks) - {"timepoint"}:
         models = models + specs_of(["ridge"], "forecast")
     cited_models = [spec.citation for spec in models if spec.citation]
     return sorted({*(papers[name] for name in used), *cited_models})
@@ -449,7 +448,7 @@ def methods(
     params = run["params"]
     models = [s for s in specs_of(params["models"]) if s.kind != "baseline"]
     free = [s for s in models if s.least_nulls > params["nulls"]]
-    whole = libraries_only(tables["libraries"]) if "libraries" in tables else None
+    whole = samples_only(tables["samples"]) if "samples" in tables else None
     versions = {k: v for k, v in run["versions"].items() if k not in ("system", "longaml") and v}
     text = (
         templates()
@@ -466,7 +465,7 @@ def methods(
             nulls=params["nulls"],
             least_nulls=max([s.least_nulls for s in free], default=0),
             free=[s.title for s in free],
-            forecasts=[FORECAST_WORDS[t] for t in tasks if t != "state"],
+            forecasts=[FORECAST_WORDS[t] for t in tasks if t != "timepoint"],
             forecasters=[
                 s for s in _networks(run) if s.name in {f.name for f in specs("forecast")}
             ],

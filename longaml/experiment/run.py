@@ -43,8 +43,8 @@ from longaml.experiment.run_outputs import (
     TimepointFindings,
     accuracy_figures,
     cohort_figures,
-    library_table,
     ranking_figures,
+    sample_table,
     timepoint_lines,
     timepoint_tables,
 )
@@ -57,21 +57,21 @@ TASKS = models.contract.COHORT_TASKS
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(CohortFolder):
-    "What `longaml run` is asked."
+    "Options of `longaml run`."
 
     task: Annotated[
         list[str],
         Option(
-            "What is predicted: state (the timepoint of a bag of cells), forecast (the change to "
-            "the last timepoint), impute (the timepoints in between).",
+            "What is predicted: timepoint (of a bag of cells), forecast (the change to the last "
+            "timepoint), impute (the timepoints in between).",
             "A,B,C",
         ),
-    ] = field(default_factory=lambda: ["state"])
-    models: Annotated[list[str] | None, Option(model_choices("state"), "A,B,C")] = None
+    ] = field(default_factory=lambda: ["timepoint"])
+    models: Annotated[list[str] | None, Option(model_choices("timepoint"), "A,B,C")] = None
     nulls: Annotated[
         int | None,
         Option(
-            "Permutations of libraries per ranking; 20 if left out (200 for paired_de at least). "
+            "Permutations of samples per ranking; 20 if left out (200 for paired_de at least). "
             "Each retrains every model on every fold, networks for 10 epochs; for accuracy they "
             "stop early.",
             "N",
@@ -103,7 +103,7 @@ class RunConfig(CohortFolder):
         return nulls
 
     def specs(self) -> list[Any]:  # ModelSpecs, baselines first
-        "The models to run: those of the task state, or of the first task that is asked."
+        "The models to run: those named, or the default models of the task timepoint."
         return tasks.timepoint.chosen_specs(self.models)
 
 
@@ -145,7 +145,7 @@ def _input_changes(steps, specs, contrast, run):
 def _check(found, steps, changes):
     "The checks of every ranking, with what the reader noted."
     stable = found.stability if "index" in found.stability else None
-    verdicts = [
+    checks = [
         tl.audit(
             found.ranking[found.ranking["contrast"] == contrast],
             steps.cohort,
@@ -156,7 +156,7 @@ def _check(found, steps, changes):
         )
         for contrast in found.ranking["contrast"].unique()
     ]
-    return with_notes(pd.concat(verdicts, ignore_index=True), steps.cohort)
+    return with_notes(pd.concat(checks, ignore_index=True), steps.cohort)
 
 
 def find_timepoints(
@@ -168,11 +168,11 @@ def find_timepoints(
 ) -> TimepointFindings:
     "Evaluate, rank and check the models of a cohort's timepoints, step by step."
     if not steps.pairs:
-        whole = steps.coverage[steps.coverage["lineage"] == ALL].itertuples()
+        whole = steps.coverage[steps.coverage["cell_type"] == ALL].itertuples()
         raise InputError(
             f"no contrast has {tasks.coverage.MIN_PATIENTS} patients with bags at both timepoints: "
             f"{listing(f'{c.contrast} has {c.patients}' for c in whole)}. More patients or visits, "
-            "a coarser lineage_key=..., or more cells per library are needed."
+            "a coarser cell_type_key=..., or more cells per sample are needed."
         )
     evaluation, predictions = _evaluate(steps, specs, run)
     rankings = [
@@ -182,10 +182,11 @@ def find_timepoints(
         if spec.ranks
     ]
     seed = steps.fitting.seed
-    reach = run.step(
-        "reach", lambda: tasks.coverage.reach(steps.bagged, steps.pairs, nulls=nulls, seed=seed)
+    power = run.step(
+        "power",
+        lambda: tasks.coverage.contrast_power(steps.bagged, steps.pairs, nulls=nulls, seed=seed),
     )
-    found = TimepointFindings(steps.coverage, evaluation, predictions, reach, steps.bulk, rankings)
+    found = TimepointFindings(steps.coverage, evaluation, predictions, power, steps.bulk, rankings)
     if rankings:
         changes = {
             contrast_name(*pair): _input_changes(steps, specs, pair, run) for pair in steps.pairs
@@ -217,10 +218,10 @@ class CohortRun(Experiment):
         device_for(config.device)
         specs = config.specs()
         alone = [s.name for s in specs if s.network and not _with_order(s)]
-        if "state" not in asked and alone:
+        if "timepoint" not in asked and alone:
             raise InputError(
-                f"{listing(alone)} reads one bag at a time and has no task but state; asked for "
-                f"{listing(asked)}. Add state to the tasks, or leave the model out.",
+                f"{listing(alone)} reads one bag at a time and has no task but timepoint; asked "
+                f"for {listing(asked)}. Add timepoint to the tasks, or leave the model out.",
                 parameter="models",
             )
         own = {s.name: s.origin for s in specs if s.origin}
@@ -248,7 +249,7 @@ class CohortRun(Experiment):
         specs = config.specs()
         nulls = config.permutations()
         timepoints = None
-        if "state" in config.tasks():
+        if "timepoint" in config.tasks():
             timepoints = find_timepoints(steps, specs, run, nulls=nulls)
         later = [t for t in TASKS[1:] if t in config.tasks()]
         networks = [s for s in specs if _with_order(s)]
@@ -262,7 +263,7 @@ class CohortRun(Experiment):
         if "evaluation" in tables and "evaluation" in ordered:
             both = [tables["evaluation"], ordered.pop("evaluation")]
             tables["evaluation"] = pd.concat(both, ignore_index=True)
-        return tables | ordered | {"libraries": library_table(data)}
+        return tables | ordered | {"samples": sample_table(data)}
 
     def figures(self, data: Any, found: RunFindings) -> Iterator[tuple[str, Any]]:
         "The cohort, accuracy, rankings, changes."
@@ -296,7 +297,7 @@ def run_cohort(
     out: str | Path,  # folder for the results
     *,
     read: dict | None = None,  # keyword arguments of read_cohort
-    task: str | list[str] = "state",  # of "state", "forecast", "impute", as a list or with commas
+    task: str | list[str] = "timepoint",  # timepoint, forecast, impute: a list, or with commas
     **options: Any,  # fields of RunConfig: models=None (see la.tasks.timepoint.chosen_specs),
     # nulls=None (20), seed=0, device="auto", resume=False, store=None, report=False
 ) -> dict:  # tables and "summary"
@@ -313,7 +314,7 @@ def run_cohort(
 # %% ../../nbs/experiment/718_run.ipynb #0ea3b339
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(Config):
-    "What `longaml demo` is asked."
+    "Options of `longaml demo`."
 
     out: Annotated[Path, Option("Folder for the results; new or empty.", "DIR")] = Path(
         "longaml-demo"

@@ -13,7 +13,7 @@ NAMES = {
     "contract": "ModelSpec spec specs",
     "own_models": "resolve",
     "training": "Training fit",
-    "checkpoints": "build save load annotate_libraries",
+    "checkpoints": "build save load annotate_samples",
     "baselines": "Logistic",
     "classical": "BayesianRidge FactorModel",
     "transformer": "Transformer TemporalTransformer",

@@ -30,7 +30,7 @@ from .stacking import GeneProjection, ScaledInput, fit_many
 from .training import Fitted, Job, Training
 from ..pp.preprocessing import patient_folds
 from ..tl.permutation import design_of, patient_mean, studentise
-from ..tl.ranking import Ranked, rank_scorer
+from ..tl.ranking import GeneChanges, Ranked, RankingOptions, rank_scorer
 
 # %% ../../nbs/models/514_attribution.ipynb #3e9e5ed0
 def set_answer(
@@ -51,7 +51,7 @@ def integrated_gradients(
     *,
     steps: int = 8,  # nodes of Gauss-Legendre quadrature
 ) -> torch.Tensor:  # (n, T, G): sums over T and G to set_answer(x) - set_answer(0)
-    "Integrated gradients of a row's answer, from no change to the row (Sundararajan et al., 2017)."
+    "Integrated gradients of a row's margin, from no change to the row (Sundararajan et al., 2017)."
     nodes, weights = (
         torch.as_tensor(v, dtype=x.dtype, device=x.device)
         for v in np.polynomial.legendre.leggauss(steps)
@@ -59,8 +59,8 @@ def integrated_gradients(
     path = ((nodes + 1) / 2)[:, None, None, None] * x  # (steps, n, T, G)
     path = path.flatten(0, 1).requires_grad_()
     with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have no such gradient
-        answer = set_answer(model(path, mask.repeat(steps, 1)), y.repeat(steps, 1))
-        (gradient,) = torch.autograd.grad(answer.sum(), path, allow_unused=True)
+        margin = set_answer(model(path, mask.repeat(steps, 1)), y.repeat(steps, 1))
+        (gradient,) = torch.autograd.grad(margin.sum(), path, allow_unused=True)
     if gradient is None:  # the model reads no gene
         return torch.zeros_like(x)
     return x * torch.einsum("s,sntg->ntg", weights / 2, gradient.unflatten(0, (steps, -1)))
@@ -104,8 +104,8 @@ def knockout(
     *,
     groups: torch.Tensor | None = None,  # (K, G) bool, genes taken out together; None: each gene
     at_once: int = 65536,  # rows per forward pass
-) -> torch.Tensor:  # (n, K): what the answer loses
-    "What a row's answer loses when the change of a gene, or of a group of genes, is set to zero."
+) -> torch.Tensor:  # (n, K): the margin that is lost
+    "How much margin a row loses when the change of a gene, or of a group of genes, is zero."
     layers = _projections(model)
     if not layers:
         raise ValueError(
@@ -126,8 +126,8 @@ def knockout(
             empty = x[:, :, :1].repeat_interleave(len(k), 0).expand(-1, -1, genes)
             with _Given(layers, left):
                 logits = model(empty, mask.repeat_interleave(len(k), 0))
-            answer = set_answer(logits, y.repeat_interleave(len(k), 0))
-            out.append(whole[:, None] - answer.unflatten(0, (n, len(k))))
+            margin = set_answer(logits, y.repeat_interleave(len(k), 0))
+            out.append(whole[:, None] - margin.unflatten(0, (n, len(k))))
     return torch.cat(out, 1)
 
 # %% ../../nbs/models/514_attribution.ipynb #1551f246
@@ -208,7 +208,7 @@ def _labels(sets, assignment):  # (n, T) labels under an assignment; -1: not in 
 
 
 def _under(job, sets, assignment, choose):
-    # a Job under an assignment of samples; None where no patient is left to train or to judge it
+    # a Job under an assignment of samples; None where no patient is left to train or to evaluate it
     y = _labels(sets, assignment)
     there = set(sets.patients[((y >= 0) == sets.mask).all(1)])
     train = tuple(p for p in job.train if p in there)
@@ -245,7 +245,7 @@ def held_out_fits(
 def held_out_mean(
     fits: list[Fitted],  # networks that left patients out
     sets: Any,  # Sequences
-    ask: Callable,  # (Fitted, Sequences) -> array with a row per row of the sequences
+    predict: Callable,  # (Fitted, Sequences) -> array with a row per row of the sequences
 ) -> np.ndarray:  # NaN for rows whose patient every fit has seen
     "What every network gives for the patients that it has not seen, averaged."
     total = None
@@ -254,7 +254,7 @@ def held_out_mean(
         rows = ~np.isin(sets.patients, list(f.seen))
         if not rows.any():
             continue
-        value = np.asarray(ask(f, sets.take(rows)), dtype=np.float64)
+        value = np.asarray(predict(f, sets.take(rows)), dtype=np.float64)
         total = np.zeros((len(sets), *value.shape[1:])) if total is None else total
         total[rows] += value
         count[rows] += 1
@@ -279,7 +279,7 @@ def contributions(
     method: str = "gradients",  # "gradients" (integrated gradients) or "knockout"
     groups: Any = None,  # (K, G) bool for knockouts of groups; None: single genes
 ) -> np.ndarray:  # (n, G) or (n, K), signed; zero for genes that the network does not read
-    "Signed contribution of each gene to the answer about each row."
+    "Signed contribution of each gene to the margin of each row."
     check_choice(method, METHODS, "method")
     read = fitted.aligned(sets)
     device = next(fitted.model.parameters()).device
@@ -420,7 +420,7 @@ def _check_ranking(sets, groups, method):
     if len(times) != 2:
         raise ValueError(
             f"a ranking is of one contrast; these sequences have the timepoints {listing(times)}. "
-            f"Use la.pp.state_sets(bagged, ({times[0]!r}, {times[-1]!r}))."
+            f"Use la.pp.timepoint_pairs(bagged, ({times[0]!r}, {times[-1]!r}))."
         )
     if groups is not None and method != "knockout":
         raise ValueError("gene sets are scored by knockouts; pass method='knockout'")
@@ -428,7 +428,7 @@ def _check_ranking(sets, groups, method):
 
 def rank_genes(
     model: Any,  # a network's name, a function that makes one, or a list of Fitted
-    sets: Any,  # Sequences of two timepoints, from state_sets
+    sets: Any,  # Sequences of two timepoints, from timepoint_pairs
     *,
     method: str = "gradients",  # "gradients" (integrated gradients) or "knockout"
     groups: dict | str | Path | None = None,  # gene sets: name -> genes, or the path of a GMT file
@@ -437,7 +437,7 @@ def rank_genes(
     seed: int = 0,  # every random number follows from it
     how: Training = RANKING,  # trained networks keep their own
     name: str | None = None,  # the model's name in the table
-    **options: Any,  # of rank_scorer: nulls=20, halves=10, k=50, step=...
+    **options: Any,  # of RankingOptions: nulls=20, halves=10, k=50, step=...
 ) -> Ranked:  # table, stability, null; `.audit(cohort)` for checks
     "Rank genes, or gene sets, by their contributions in unseen patients, with a permuted null."
     _check_ranking(sets, groups, method)
@@ -460,15 +460,13 @@ def rank_genes(
         share = (masks / masks.sum(1, keepdim=True)).numpy().T
         change = change @ share
         level = level @ share
+    fold_changes = pd.DataFrame(change, index=np.unique(sets.patients), columns=names)
     asked: dict[str, Any] = dict(method=method, groups=masks)
     return rank_scorer(
         network_scorer(made.make, sets, made.jobs, how=made.how, **asked),
-        design_of(sets),
-        pd.DataFrame(change, index=np.unique(sets.patients), columns=names),
-        level,
+        GeneChanges(design_of(sets), fold_changes, level),
         model=name or made.name,
         contrast=contrast_name(*sets.timepoints[::-1]),
         observed=None if made.fits is None else score_fits(made.fits, sets, **asked),
-        seed=seed,
-        **{"at_once": 5, **options},
+        options=RankingOptions(seed=seed, **{"at_once": 5, **options}),
     )

@@ -25,8 +25,8 @@ class BothWays(nn.Module):
 
     def __init__(
         self,
-        n_inputs: int,  # numbers per visit read
-        width: int,  # numbers per visit and direction given
+        n_inputs: int,  # inputs per visit
+        width: int,  # hidden size of each direction
     ):
         super().__init__()
         self.forwards = LSTMLayer(n_inputs, width)
@@ -43,11 +43,11 @@ class BiLSTMConfig:
 
     n_genes: int  # genes per visit
     n_outputs: int  # classes (logits), or values per visit
-    width: int = 64  # of the first layer, each way; the second is half as wide
-    inner: int = 32  # of the dense layer
+    width: int = 64  # hidden size of the first layer, each direction; the second has half
+    inner: int = 32  # hidden size of the dense layer
     dropout: float = 0.3  # between the two layers
     dropout_inner: float = 0.2  # after the dense layer
-    n_times: int = 0  # visits with a time embedding (forecast, impute); 0: an unordered set (state)
+    n_times: int = 0  # visits with a time embedding (forecast, impute); 0: unordered (timepoint)
     skip: bool = True  # add a linear map from genes to outputs
     gain: float = 0.1  # initial weights of the gene projection; see GeneProjection
 
@@ -117,7 +117,7 @@ class BiLSTMModel(NetworkClassifier):
 register(
     ModelSpec(
         "bilstm",
-        ("state", "forecast", "impute"),
+        ("timepoint", "forecast", "impute"),
         label="a bidirectional long short-term memory network",
         make=BiLSTMModel,
         kind="network",

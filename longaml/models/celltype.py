@@ -22,7 +22,7 @@ from torch import nn
 from ..core import check_choice, listing
 from . import contract
 from .checkpoints import load
-from .linear_tokens import linear_words, split_tokens, start_linear, token_segments
+from .linear_tokens import linear_features, split_tokens, start_linear, token_segments
 from .scbmlp import class_loss
 from .training import Fitted, Training, fit
 from .transformer import Block
@@ -46,9 +46,9 @@ class CellTypeConfig:
     n_genes: int  # genes of the vocabulary
     n_outputs: int  # classes
     width: int = 32  # embedding dimension
-    heads: int = 4  # attention heads; they share the width
+    heads: int = 4  # attention heads; they share the embedding dimension
     depth: int = 1  # blocks
-    expand: int = 2  # width of a block's inner layer, relative to `width`
+    expand: int = 2  # hidden size of a block's inner layer, relative to `width`
     dropout: float = 0.1  # inside the blocks and before the output
     bins: int = 0  # value bins; 0: ranks only
     previous: bool = False  # the previous timepoint after <SEP>
@@ -116,25 +116,25 @@ class CellTypeTransformer(nn.Module):
         tokens: torch.Tensor,  # (batch, L), or (batch, 2, L) tokens and value bins
     ) -> tuple:  # mask, vectors of genes, vectors of the rest, linear terms or None
         "What the blocks read."
-        words, bins = split_tokens(tokens)
-        rest = torch.zeros(*words.shape, self.config.width, device=words.device)
+        ids, bins = split_tokens(tokens)
+        rest = torch.zeros(*ids.shape, self.config.width, device=ids.device)
         if self.config.bins:
             rest = rest + self.bins(bins)
         if self.config.previous:
-            rest = rest + self.segments(token_segments(words))
+            rest = rest + self.segments(token_segments(ids))
         if self.config.positions:
-            place = torch.arange(words.shape[1], device=words.device)
+            place = torch.arange(ids.shape[1], device=ids.device)
             rest = rest + self.places(place.clamp(max=self.config.positions - 1))
         linear = self.linear_terms(tokens) if self.config.skip else None
-        return words != PAD, self.genes(words), rest, linear
+        return ids != PAD, self.genes(ids), rest, linear
 
     def linear_terms(
         self,
         tokens: torch.Tensor,  # (batch, L) or (batch, 2, L)
-    ) -> torch.Tensor:  # (batch, words of the linear reading, classes)
-        "What each word adds to the logits of the linear reading."
-        word, value = linear_words(self.config, tokens)
-        return self.linear(word) * value[..., None]
+    ) -> torch.Tensor:  # (batch, features of the linear reading, classes)
+        "What each token adds to the logits of the linear reading."
+        feature, value = linear_features(self.config, tokens)
+        return self.linear(feature) * value[..., None]
 
     def read(
         self,
@@ -163,17 +163,17 @@ class CellTypeTransformer(nn.Module):
         tokens: torch.Tensor | TokenRows,  # (batch, L) tokens, or (batch, 2, L) with value bins
     ) -> torch.Tensor:  # (batch, classes) logits
         "Logits of the classes; `TokenRows` are read from memory or disk here."
-        words = tokens if torch.is_tensor(tokens) else tokens[:]
+        ids = tokens if torch.is_tensor(tokens) else tokens[:]
         if self.training and self.config.token_dropout:
-            words = _hide(words, self.config.token_dropout)
-        mask, genes, rest, linear = self.embed(words)
+            ids = _hide(ids, self.config.token_dropout)
+        mask, genes, rest, linear = self.embed(ids)
         return self.read(genes + rest, mask, linear)
 
 # %% ../../nbs/models/517_celltype.ipynb #cfbea9d3
 def _hide(tokens, share):
     "The same rows with a share of their gene tokens replaced by padding."
-    words, _ = split_tokens(tokens)
-    keep = (words <= MASK) | (torch.rand(words.shape, device=words.device) >= share)
+    ids, _ = split_tokens(tokens)
+    keep = (ids <= MASK) | (torch.rand(ids.shape, device=ids.device) >= share)
     return tokens * (keep if tokens.ndim == 2 else keep[:, None])
 
 # %% ../../nbs/models/517_celltype.ipynb #bd78eaa8

@@ -34,7 +34,7 @@ from longaml.models.contract import (
     observed_rows,
     register,
 )
-from ..pp.preprocessing import patient_folds, state_sets
+from ..pp.preprocessing import patient_folds, timepoint_pairs
 from ..tl.expression import moderated_t
 from ..tl.factors import gene_spread, nmf_fit, unit_rows
 from ..tl.network_changes import most_variable, network_change_scorer
@@ -143,7 +143,7 @@ def _corners(k):  # (k, k - 1) corners of a regular simplex at distance 1 from i
 
 
 @dataclass
-class _Samples:  # samples (libraries) of sequences: bags of one patient, cell type and timepoint
+class _Samples:  # the bags of one patient, cell type and timepoint are one sample
     of_bag: np.ndarray  # (bags,) sample of each observed bag
     mean: np.ndarray  # (samples, genes)
     y: np.ndarray  # (samples,) class
@@ -152,8 +152,10 @@ class _Samples:  # samples (libraries) of sequences: bags of one patient, cell t
 
 def _samples(sets):
     rows = observed_rows(sets, sets.x)
-    lineage = np.broadcast_to(sets.lineages[:, None], sets.mask.shape)[sets.mask & (sets.y >= 0)]
-    bag, keys = pd.MultiIndex.from_arrays([rows.patients, lineage, rows.y]).factorize()
+    cell_type = np.broadcast_to(sets.cell_types[:, None], sets.mask.shape)[
+        sets.mask & (sets.y >= 0)
+    ]
+    bag, keys = pd.MultiIndex.from_arrays([rows.patients, cell_type, rows.y]).factorize()
     mean = sp.csr_matrix((1 / np.bincount(bag)[bag], (bag, np.arange(len(bag))))) @ rows.x
     visits = pd.Series(1, keys).groupby(level=[0, 1]).transform("size").to_numpy()
     return _Samples(bag, mean, keys.get_level_values(2).to_numpy(), (visits - 1) / visits)
@@ -223,7 +225,7 @@ def coefficient_table(
     if len(model.corners) != 2:
         raise ValueError(
             f"coefficients are of one contrast; this model has {len(model.corners)} timepoints. "
-            "Fit it to la.pp.state_sets(bagged, (earlier, later))."
+            "Fit it to la.pp.timepoint_pairs(bagged, (earlier, later))."
         )
     mean = model.posterior.mean[:, 0]
     sd = model.posterior.sd
@@ -235,7 +237,7 @@ def coefficient_table(
 
 # %% ../../nbs/models/508_classical.ipynb #cfc739f5
 def _rises(sets):  # (rows, genes) positive parts of samples' mean deviations, and genes' scale
-    code = pd.MultiIndex.from_arrays([sets.patients, sets.lineages]).factorize()[0]
+    code = pd.MultiIndex.from_arrays([sets.patients, sets.cell_types]).factorize()[0]
     average = sp.csr_matrix((1 / np.bincount(code)[code], (code, np.arange(len(code)))))
     mean = average @ sets.x.reshape(len(sets), -1).astype(np.float64)
     mean = mean.reshape(-1, sets.x.shape[-1])
@@ -292,7 +294,7 @@ def contrast_sequences(
     data: RankingData,  # a contrast of a cohort
 ) -> tuple[Any, pd.DataFrame]:  # Sequences; log2 fold changes, patients x genes
     "Bags of a contrast, and each patient's mean change."
-    sets = state_sets(data.bagged, data.contrast[::-1])
+    sets = timepoint_pairs(data.bagged, data.contrast[::-1])
     change = patient_mean(sets.x[:, 1] - sets.x[:, 0], sets.patients) / math.log(2)
     return sets, pd.DataFrame(change, index=np.unique(sets.patients), columns=sets.genes)
 
@@ -359,7 +361,7 @@ def fixed_factors() -> FactorModel:
 register(
     ModelSpec(
         "bayesian_ridge",
-        ("state",),
+        ("timepoint",),
         label="Bayesian ridge regression",
         make=BayesianRidge,
         ranking=fixed_bayesian_ridge,
@@ -372,7 +374,7 @@ register(
 register(
     ModelSpec(
         "nmf",
-        ("state",),
+        ("timepoint",),
         label="logistic regression on non-negative matrix factors",
         make=FactorModel,
         ranking=fixed_factors,
@@ -386,7 +388,7 @@ register(
 register(
     ModelSpec(
         "paired_de",
-        ("state",),
+        ("timepoint",),
         label="paired pseudobulk differential expression by moderated t",
         kind="ranking",
         ranker=paired_ranker,
@@ -414,7 +416,7 @@ for _by, _what, _cited in (
     register(
         ModelSpec(
             f"network_{_by}",
-            ("state",),
+            ("timepoint",),
             label=f"changes of the gene correlation network by {_what}",
             kind="ranking",
             ranker=partial(network_ranker, by=_by),

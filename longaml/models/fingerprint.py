@@ -61,7 +61,7 @@ def _imports(tree) -> Iterator[str]:  # names of modules that a file imports, an
             yield from (a.name for a in node.names)  # from . import helper
 
 
-def _beside(folder, name):  # files of a module in a folder, or of the package that it is in
+def _module_files(folder, name):  # files of a module in a folder, or of the package that it is in
     top = name.partition(".")[0]
     if (folder / f"{top}.py").is_file():
         return [folder / f"{top}.py"]
@@ -84,7 +84,7 @@ def own_files(
         except (SyntaxError, ValueError):
             continue
         for name in _imports(tree):
-            todo += _beside(path.parent, name)
+            todo += _module_files(path.parent, name)
     return found
 
 
@@ -226,7 +226,7 @@ class _Walk:
             return found
         return [*found, *self.state(value)]
 
-    def state(self, value):  # what pickle would ask for, where attributes are not everything
+    def state(self, value):  # what pickle would store, where attributes are not everything
         made = value.__reduce_ex__(2)
         if isinstance(made, str):
             return [made]
@@ -278,7 +278,7 @@ def fingerprint(
     walk = _Walk()
     try:
         return _hash(*walk.all(values))[:16]
-    except Exception as error:  # whatever a foreign object raises when it is looked at
+    except Exception as error:  # whatever a foreign object raises when it is inspected
         log.info(
             "%s: its content cannot be described (%s: %s), so no stored result is used for it",
             name,
@@ -299,7 +299,7 @@ def _take_out(folder):  # the modules of a user's folder, so that an edited one 
 
 
 @contextlib.contextmanager
-def _imports_from(folder):  # modules beside a file are found first, and compiled from their source
+def _imports_from(folder):  # modules next to a file are found first, and compiled from their source
     before = _take_out(folder)
     there = set(sys.modules)
     importlib.invalidate_caches()

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..core import LINEAGE, check_choice, listing, need, timepoints_of
+from ..core import CELL_TYPE, check_choice, listing, need, timepoints_of
 from ..pp.preprocessing import sequences
 
 # %% ../../nbs/models/519_forecast_rows.ipynb #565bc01a
 TASKS = ("forecast", "impute")
-_BY_ROW = ("x", "mask", "own", "change", "origin", "patients", "lineages")
+_BY_ROW = ("x", "mask", "own", "change", "origin", "patients", "cell_types")
 
 
 @dataclass
@@ -26,11 +26,11 @@ class Forecasts:
 
     x: np.ndarray  # (n, T, G) float32, log1p per 10,000; zero where not an input
     mask: np.ndarray  # (n, T) bool, True where an input was observed
-    own: np.ndarray  # (n, G) own earlier level
-    change: np.ndarray  # (n, G) target minus own level
-    origin: np.ndarray  # (n,) which visits the own level is of, such as "DX" or "DX+REL"
+    own: np.ndarray  # (n, G) baseline expression: the patient's own earlier level
+    change: np.ndarray  # (n, G) target minus baseline expression
+    origin: np.ndarray  # (n,) which visits the baseline expression is of, such as "DX" or "DX+REL"
     patients: np.ndarray  # (n,)
-    lineages: np.ndarray  # (n,)
+    cell_types: np.ndarray  # (n,)
     timepoints: list  # T names, earliest first
     genes: list  # G names
     at: int  # the target's place among the timepoints
@@ -54,7 +54,7 @@ class Forecasts:
         return self.take(np.isin(self.patients, list(patients)))
 
 # %% ../../nbs/models/519_forecast_rows.ipynb #a65929a8
-def _own_level(s, at, task):  # (n, G) own earlier level, (n,) the visits it is of
+def _baseline_expression(s, at, task):  # (n, G) values, (n,) the visits they are of
     visits = s.mask.shape[1]
     seen = s.mask.copy()
     seen[:, at] = False
@@ -71,11 +71,11 @@ def _own_level(s, at, task):  # (n, G) own earlier level, (n,) the visits it is 
     return own, np.array(["+".join(np.asarray(s.timepoints)[u]) for u in use], dtype=str)
 
 
-def _lineages(bagged, task, lineages):  # the cell types whose change is predicted
-    every = list(bagged.obs[LINEAGE].cat.categories)
-    if lineages is not None:
-        given = [lineages] if isinstance(lineages, str) else lineages
-        return [check_choice(k, every, "lineage") for k in given]
+def _cell_types(bagged, task, cell_types):  # the cell types whose change is predicted
+    every = list(bagged.obs[CELL_TYPE].cat.categories)
+    if cell_types is not None:
+        given = [cell_types] if isinstance(cell_types, str) else cell_types
+        return [check_choice(k, every, "cell_type") for k in given]
     if task == "impute":
         return every
     return [k for k in every if k.endswith(" malignant")] or every
@@ -86,29 +86,29 @@ def forecasts(
     target: str,  # the timepoint to be predicted, such as "REL"
     *,
     task: str = "forecast",  # "forecast": from earlier visits; "impute": from all others
-    lineages: str | Iterable | None = None,  # None: malignant ones to forecast, all to impute
-    link: str = "lineage",  # target of a bag: "lineage" (a random one), or "transport"
+    cell_types: str | Iterable | None = None,  # None: malignant ones to forecast, all to impute
+    link: str = "cell_type",  # target of a bag: "cell_type" (a random one), or "transport"
     genes: Iterable | None = None,  # genes to keep; None: all
 ) -> Forecasts:
     "Observed visits and the change to a target timepoint, row by row."
     times = timepoints_of(bagged)
     at = times.index(check_choice(target, times, "timepoint"))
-    keep = _lineages(bagged, check_choice(task, TASKS, "task"), lineages)
-    check_choice(link, ("lineage", "transport"), "link")
+    keep = _cell_types(bagged, check_choice(task, TASKS, "task"), cell_types)
+    check_choice(link, ("cell_type", "transport"), "link")
     if task == "forecast" and at == 0:
         raise ValueError(
             f"{target} is the first timepoint, so nothing comes before it; "
             f"forecast one of {listing(times[1:])}, or use task='impute'"
         )
     s = sequences(bagged, timepoints=times[: at + 1] if task == "forecast" else times, genes=genes)
-    s = s.take(s.mask[:, at] & np.isin(s.lineages, keep))
+    s = s.take(s.mask[:, at] & np.isin(s.cell_types, keep))
     if not len(s):
         raise ValueError(
             f"no patient has bags of {listing(keep)} both at {target} and at another of these "
-            f"timepoints: {listing(s.timepoints)}; name other lineages or another target"
+            f"timepoints: {listing(s.timepoints)}; name other cell types or another target"
         )
-    own, origin = _own_level(s, at, task)
-    goal = s.x[:, at] if link == "lineage" else _transported(s, own, at)
+    own, origin = _baseline_expression(s, at, task)
+    goal = s.x[:, at] if link == "cell_type" else _transported(s, own, at)
     mask = s.mask.copy()
     mask[:, at] = False
     return Forecasts(
@@ -118,7 +118,7 @@ def forecasts(
         change=goal - own,
         origin=origin,
         patients=s.patients,
-        lineages=s.lineages,
+        cell_types=s.cell_types,
         timepoints=s.timepoints,
         genes=s.genes,
         at=at,
@@ -129,8 +129,8 @@ def forecasts(
 def _transported(s, own, at):  # (n, G) targets by optimal transport within patient and cell type
     ot = need("ot", "ot")
     out = np.empty_like(own)
-    for patient, lineage in sorted(set(zip(s.patients, s.lineages))):
-        rows = np.flatnonzero((s.patients == patient) & (s.lineages == lineage))
+    for patient, cell_type in sorted(set(zip(s.patients, s.cell_types))):
+        rows = np.flatnonzero((s.patients == patient) & (s.cell_types == cell_type))
         goal = s.x[rows, at]
         share = np.full(len(rows), 1 / len(rows))
         cost = ot.dist(own[rows].astype(float), goal.astype(float))

@@ -50,9 +50,9 @@ def _given(table, names, what):  # rows of a given table in our order
 
 def gene_embedding(
     train: AnnData,  # from pseudobulk_perturbations, training perturbations only
-    k: int = 10,  # numbers per gene
+    k: int = 10,  # embedding dimension of genes
     *,
-    kind: str | pd.DataFrame = "pseudobulk",  # or "random", "identity", a table genes x numbers
+    kind: str | pd.DataFrame = "pseudobulk",  # or "random", "identity", a table genes x dimensions
     seed: int = 0,  # of random rows
 ) -> pd.DataFrame:  # genes x k
     "What genes are like: a row for every gene that is read out."
@@ -84,7 +84,7 @@ def perturbation_embedding(
 
 def perturbation_components(
     bulk: AnnData,  # from pseudobulk_perturbations
-    k: int = 10,  # numbers per perturbation
+    k: int = 10,  # embedding dimension of perturbations
 ) -> pd.DataFrame:  # perturbations x k
     "Principal components of the changes over perturbations."
     Y = changes_of(bulk)
@@ -116,7 +116,7 @@ def solve_lgem(
         return np.linalg.solve(P.T @ P + lp * np.eye(P.shape[1]), left.T).T
     except np.linalg.LinAlgError:
         raise InputError(
-            f"without a penalty {G.shape[1]} numbers per gene and {P.shape[1]} per perturbation "
+            f"without a penalty {G.shape[1]} components per gene and {P.shape[1]} a perturbation "
             f"are not determined by {len(G)} genes and {len(P)} perturbations; use a positive "
             f"ridge, or a smaller k",
             "ridge",
@@ -128,8 +128,8 @@ class LGEMConfig:
     "The shape of a linear gene expression model."
 
     n_genes: int  # genes read out
-    n_components: int = 10  # K, numbers per gene
-    n_perturbed: int = 10  # L, numbers per perturbation
+    n_components: int = 10  # K, embedding dimension of genes
+    n_perturbed: int = 10  # L, embedding dimension of perturbations
     learn_genes: bool = False  # train G too
     nonlinear: bool = False  # GELU of G W
 
@@ -231,7 +231,7 @@ VARIANTS: dict[str, dict[str, bool]] = {
 class LGEMChoice:
     "What cross-validation chooses."
 
-    k: int  # numbers per gene and per perturbation
+    k: int  # embedding dimension of genes and of perturbations
     ridge: float  # lambda of both sides
     intercept: str  # row means over "all" perturbations, or those with as many "members"
 
@@ -273,13 +273,13 @@ class LinearResponse(NoResponse):
     What is None is chosen by cross-validation over training perturbations (`choose_lgem`).
     """
 
-    k: int | None = None  # numbers per gene and per perturbation
+    k: int | None = None  # embedding dimension of genes and of perturbations
     ridge: float | None = None  # lambda of both sides
     intercept: str | None = (
         None  # row means over "all" perturbations, or those of as many "members"
     )
     genes: str | pd.DataFrame = "pseudobulk"  # see gene_embedding
-    perturbations: str | pd.DataFrame = "genes"  # rows of G; or a table perturbations x numbers
+    perturbations: str | pd.DataFrame = "genes"  # rows of G; or a table perturbations x dimensions
     variant: str = "closed"  # "closed", or a trained one, see VARIANTS
     missing: str = "error"  # a perturbed gene without a row: "error", or "mean" (flagged)
     how: Training = field(default_factory=lambda: replace(TRAINED))  # of trained variants

@@ -33,8 +33,8 @@ class LSTMLayer(nn.Module):
 
     def __init__(
         self,
-        n_inputs: int,  # numbers per visit read
-        width: int,  # numbers per visit given
+        n_inputs: int,  # inputs per visit
+        width: int,  # hidden size
     ):
         super().__init__()
         self.width = width
@@ -81,10 +81,10 @@ class LSTMConfig:
 
     n_genes: int  # genes per visit
     n_outputs: int  # classes (logits), or values per visit
-    width: int = 32  # numbers per visit inside
+    width: int = 32  # hidden size, and embedding dimension of a visit
     depth: int = 1  # layers
-    dropout: float = 0.5  # on a visit's numbers and between layers
-    n_times: int = 0  # visits with a time embedding (forecast, impute); 0: an unordered set (state)
+    dropout: float = 0.5  # on a visit's embedding and between layers
+    n_times: int = 0  # visits with a time embedding (forecast, impute); 0: unordered (timepoint)
     skip: bool = True  # add a linear map from genes to outputs
     gain: float = 0.1  # initial weights of the gene projection; see GeneProjection
 
@@ -152,7 +152,7 @@ class LSTMModel(NetworkClassifier):
 register(
     ModelSpec(
         "lstm",
-        ("state", "forecast", "impute"),
+        ("timepoint", "forecast", "impute"),
         label="a long short-term memory network",
         make=LSTMModel,
         kind="network",

@@ -37,7 +37,7 @@ from .fingerprint import OWN_FILE, fingerprint, from_file, is_library
 OWN_TASKS = COHORT_TASKS  # tasks that accept unregistered models
 
 # %% ../../nbs/models/503_own_models.ipynb #1b113dda
-def _answer(model, sets):  # (n,) how far the true timepoints stand above the others
+def _margin(model, sets):  # (n,) log-probability of the true timepoints less the mean
     logp = np.log(np.maximum(np.asarray(model.predict_proba(sets), dtype=float), 1e-12))
     own = np.take_along_axis(logp, np.maximum(sets.y, 0)[..., None], -1)[..., 0] - logp.mean(-1)
     keep = sets.mask & (sets.y >= 0)
@@ -50,8 +50,8 @@ def knockout_contributions(
     *,
     most_rows: int = 32768,  # rows given to the model at a time
 ) -> np.ndarray:  # (n, genes), signed
-    "What a model's answer about each row loses when the change of one gene is set to zero."
-    whole = _answer(model, sets)
+    "How much the margin of each row falls when the change of one gene is set to zero."
+    whole = _margin(model, sets)
     n = len(sets.x)
     genes = sets.x.shape[-1]
     out = np.zeros((n, genes))
@@ -61,7 +61,7 @@ def knockout_contributions(
         many = sets.take(np.tile(np.arange(n), len(block)))
         x = many.x.copy().reshape(len(block), n, -1, genes)
         x[np.arange(len(block)), :, :, block] = 0
-        lost = _answer(model, replace(many, x=x.reshape(-1, *x.shape[2:])))
+        lost = _margin(model, replace(many, x=x.reshape(-1, *x.shape[2:])))
         out[:, block] = whole[:, None] - lost.reshape(len(block), n).T
     return out
 
@@ -72,7 +72,7 @@ def in_random_order(
     *,
     hidden: bool = False,  # without labels and sample names
 ) -> Any:  # Sequences
-    "The same rows with their bags in another order: in the order of time, position is the answer."
+    "The same rows with their bags in another order; in order of time, position gives the label."
     rows = np.arange(len(orders))[:, None]
     parts = ("x", "mask", "y", "samples", "technical")
     moved = {k: getattr(sets, k)[rows, orders] for k in parts if hasattr(sets, k)}
@@ -86,7 +86,7 @@ class OwnModel(Settings):
     """A model object of timepoints that takes part in an evaluation.
 
     It is given the bags of a row in random order, and at prediction neither labels nor sample
-    names, so that only what it reads in the bags can answer. Where it offers no contributions,
+    names, so that its predictions can only depend on the bags. Where it offers no contributions,
     those of knockouts are used.
     """
 
@@ -298,7 +298,7 @@ def _check_estimator(model, what, task):  # a classifier for timepoints, a regre
     if not hasattr(model, "__sklearn_tags__"):
         return
     kind = model.__sklearn_tags__().estimator_type
-    if kind not in (None, "classifier" if task == "state" else "regressor"):
+    if kind not in (None, "classifier" if task == "timepoint" else "regressor"):
         raise ValueError(f"{what} is a {kind}, so it has no part in the task {task!r}")
 
 
@@ -316,17 +316,17 @@ def _is_longamls(model):  # a model of longaml's that holds nothing of the user'
     return not any(_foreign(v) for v in params.values())
 
 
-def _guarded(model, task, name):  # an own model behind what checks it and hides the answer
+def _guarded(model, task, name):  # an own model behind what checks it and hides the labels
     if _is_longamls(model):
         return model
-    need = "predict_proba" if task == "state" else "predict"
+    need = "predict_proba" if task == "timepoint" else "predict"
     if not hasattr(model, "fit"):
         raise InputError(
             f"{name} has no fit; expected a registered name, path/to/file.py:Class, a scikit-learn "
             f"model, an nn.Module class, or an object with fit and {need}"
         )
     if _takes_seed(model) and hasattr(model, need):
-        return OwnModel(model, name) if task == "state" else OwnForecaster(model, name)
+        return OwnModel(model, name) if task == "timepoint" else OwnForecaster(model, name)
     able = hasattr(model, "predict") or hasattr(model, need)
     if not (hasattr(model, "get_params") and able):
         raise InputError(
@@ -334,7 +334,7 @@ def _guarded(model, task, name):  # an own model behind what checks it and hides
             f"{need}(data), or a scikit-learn estimator"
         )
     _check_estimator(model, name, task)
-    return ClassifierRows(model, name) if task == "state" else RegressorRows(model, name)
+    return ClassifierRows(model, name) if task == "timepoint" else RegressorRows(model, name)
 
 
 @dataclass(frozen=True)
@@ -390,7 +390,7 @@ def _own(model, task, name=None):  # a ModelSpec for something that is not regis
             origin=_origin(model, name),
         )
     made = _own_maker(model, task, name)
-    ranks = task == "state"
+    ranks = task == "timepoint"
     return ModelSpec(name, (task,), make=made, kind="own", ranks=ranks, origin=_origin(model, name))
 
 

@@ -45,12 +45,12 @@ class PerturbationConfig:
     n_genes: int  # genes read and predicted
     n_extra: int = 0  # further genes that can be perturbed and are not read
     members: int = 3  # tokens per perturbation, at most
-    width: int = 32  # numbers per gene inside
-    heads: int = 2  # attention heads; they share the width
+    width: int = 32  # embedding dimension of a gene
+    heads: int = 2  # attention heads; they share the embedding dimension
     depth: int = 1  # encoder blocks
-    expand: int = 2  # width of a block's inner layer, relative to `width`
+    expand: int = 2  # hidden size of a block's inner layer, relative to `width`
     dropout: float = 0.1  # inside the blocks
-    attend: bool = True  # attend to the state; False: tokens only (what the state is worth)
+    attend: bool = True  # attend to the state; False: tokens only (an ablation)
 
     def __post_init__(self):
         for name in ("n_genes", "members", "width", "heads", "depth", "expand"):
@@ -139,7 +139,7 @@ class PerturbationTransformer(nn.Module):
         weight: torch.Tensor,  # (rows,) of the training rows
         chosen: Any = None,  # not used
     ) -> None:
-        """Set what the training rows say before any step (called by `fit`).
+        """Set what is taken from the training rows before any step (called by `fit`).
 
         Mean changes by number of members, and the share of their expression that perturbed genes
         keep.
@@ -232,12 +232,12 @@ def perturbation_start(
     genes: list[str],  # genes read and predicted
     extra: list[str] | tuple[str, ...] = (),  # further genes that can be perturbed
     *,
-    width: int = 32,  # numbers per gene: half for what moves it, half for what it moves
+    width: int = 32,  # embedding dimension: half for what moves a gene, half for what it moves
     ridges: tuple[float, ...] = (0.3, 1, 3, 10, 30, 100, 1000),  # penalties that are tried
 ) -> PerturbationStart:
     """Embeddings from principal components of the training changes.
 
-    Half of a gene's numbers are its loadings, half the scores of its perturbation by ridge
+    Half of a gene's embedding are its loadings, half the scores of its perturbation by ridge
     regression on members; the penalty has the smallest error when each perturbation is left out.
     """
     tokens = [*genes, *extra]
@@ -268,7 +268,7 @@ class CrossAttention:
     "The perturbation Transformer as a predictor: fit on training perturbations, predict others."
 
     n_genes: int = 512  # genes modelled, by expression and variability
-    width: int = 32  # numbers per gene inside
+    width: int = 32  # embedding dimension of a gene
     dropout: float = 0.1  # inside the blocks
     attend: bool = True  # see PerturbationConfig
     start: str = "components"  # embeddings: principal components, or "random" (with a larger lr)

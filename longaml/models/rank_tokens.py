@@ -28,7 +28,7 @@ RANK_TRAINING = replace(
 class RankTokens(Settings):
     """The rank-token Transformer on bags.
 
-    Genes are ordered by how far they stand above the mean of the bag's pair: a `state` model.
+    Genes are ordered by how far they stand above the mean of the bag's pair: a `timepoint` model.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class RankTokens(Settings):
 
     def fit(
         self,
-        sets: Any,  # Sequences from `state_sets`
+        sets: Any,  # Sequences from `timepoint_pairs`
         *,
         seed: int = 0,  # of weights and batches
     ) -> Self:
@@ -74,7 +74,7 @@ class RankTokens(Settings):
 
     def predict_proba(
         self,
-        sets: Any,  # Sequences from `state_sets`
+        sets: Any,  # Sequences from `timepoint_pairs`
     ) -> np.ndarray:  # (pairs, bags, timepoints)
         "Probability of every timepoint for every bag; equal shares where there is no bag."
         n = len(sets.timepoints)
@@ -91,7 +91,7 @@ class RankTokens(Settings):
 register(
     ModelSpec(
         "rank_tokens",
-        ("state",),
+        ("timepoint",),
         label="a rank-token Transformer",
         make=RankTokens,
         kind="network",

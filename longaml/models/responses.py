@@ -120,7 +120,7 @@ class NoResponse:
         return np.zeros(self.changes.shape[1])
 
     def flagged(self, names: Iterable[str]) -> np.ndarray:  # (names,) bool
-        "Where the mean was given for want of what the model needs."
+        "Where the mean was given, because the model lacks what it needs."
         return np.zeros(len(list(names)), dtype=bool)
 
     def mean(self, n: int) -> np.ndarray:  # (genes,)

@@ -32,7 +32,7 @@ class ScBMLPConfig:
 
     n_genes: int  # genes read
     n_outputs: int  # classes or values
-    hidden: int = 32  # products
+    hidden: int = 32  # hidden size: number of products
     dropout: float = 0.0  # share of products dropped in training
     bias: bool = True  # constants, so that genes can also act alone
     centred: bool = True  # genes less their means over the training cells
@@ -142,7 +142,7 @@ def _dense_moments(x, weight, mask=None):
 contract.register(
     contract.ModelSpec(
         "scbmlp",
-        ("state",),
+        ("timepoint",),
         label="a bilinear MLP",
         make=partial(NetworkClassifier, "scbmlp"),
         kind="network",
@@ -192,7 +192,7 @@ def value_loss(
 # %% ../../nbs/models/512_scbmlp.ipynb #95923a3c
 @dataclass
 class _ScBMLP:
-    hidden: int = 32  # products
+    hidden: int = 32  # hidden size: number of products
     dropout: float = 0.0  # share of products dropped in training
     weight_decay: float = 1.0  # of AdamW
     bias: bool = True  # constants, so that genes can also act alone

@@ -37,8 +37,8 @@ from longaml.models.training import (
     on_device,
     patient_weights,
     started,
-    state_loss,
     step_rows,
+    timepoint_loss,
 )
 
 # %% ../../nbs/models/505_stacking.ipynb #e8394a74
@@ -142,7 +142,7 @@ class GeneProjection(_GeneUnits):
     def __init__(
         self,
         n_genes: int,  # genes read
-        width: int,  # numbers per visit made from them
+        width: int,  # embedding dimension of a visit
         *,
         bias: bool = True,  # add a constant
         gain: float = 0.1,  # initial weights relative to PyTorch's: small, no gene counts at first
@@ -370,7 +370,7 @@ def can_stack(
     data: Any,  # as for `fit_many`
     jobs: list[Job],  # the fits
     *,
-    loss: Loss = state_loss,  # (outputs, batch) -> (n,)
+    loss: Loss = timepoint_loss,  # (outputs, batch) -> (n,)
     device: str = "cpu",  # where to try
 ) -> bool:
     "Whether every operation of a network has a batching rule, found out by trying."
@@ -402,7 +402,7 @@ def fit_many(
     data: Any,  # anything with batch(rows) -> dict of tensors and groups
     jobs: list[Job],  # what differs between the fits
     *,
-    loss: Loss = state_loss,  # (outputs, batch) -> (n,)
+    loss: Loss = timepoint_loss,  # (outputs, batch) -> (n,)
     how: Training | None = None,  # None: the defaults of Training
     at_once: int = 64,  # fits stacked at a time; fewer need less memory
     stacks: bool | None = True,  # False: one after the other; None: try, and say so in the log

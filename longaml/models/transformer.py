@@ -24,12 +24,12 @@ class TransformerConfig:
 
     n_genes: int  # genes per visit
     n_outputs: int  # classes (logits), or values per visit
-    width: int = 32  # numbers per visit inside
-    heads: int = 4  # attention heads; they share the width
+    width: int = 32  # embedding dimension of a visit
+    heads: int = 4  # attention heads; they share the embedding dimension
     depth: int = 1  # blocks
-    expand: int = 2  # width of a block's inner layer, relative to `width`
-    dropout: float = 0.5  # on a visit's numbers and inside the blocks
-    n_times: int = 0  # visits with a time embedding (forecast, impute); 0: an unordered set (state)
+    expand: int = 2  # hidden size of a block's inner layer, relative to `width`
+    dropout: float = 0.5  # on a visit's embedding and inside the blocks
+    n_times: int = 0  # visits with a time embedding (forecast, impute); 0: unordered (timepoint)
     skip: bool = True  # add a linear map from genes to outputs
     gain: float = 0.1  # initial weights of the gene projection; see GeneProjection
 
@@ -67,7 +67,7 @@ class Block(nn.Module):
     def forward(
         self, h: torch.Tensor, mask: torch.Tensor, weights: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        "(batch, time, width) to the same, and attention (batch, heads, time, time) if asked for."
+        "(batch, time, width) to the same, and attention (batch, heads, time, time) with `weights`."
         qkv = self.qkv(self.norms[0](h)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, time, size)
         a = attention(q, k, v, mask=mask, weights=weights)
@@ -133,7 +133,7 @@ class Transformer(NetworkClassifier):
 register(
     ModelSpec(
         "transformer",
-        ("state", "forecast", "impute"),
+        ("timepoint", "forecast", "impute"),
         label="a Transformer over visits",
         make=Transformer,
         kind="network",

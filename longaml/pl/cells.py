@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from ..core import LINEAGE, PATIENT, TIMEPOINT, check_choice, check_column
+from ..core import CELL_TYPE, PATIENT, TIMEPOINT, check_choice, check_column
 from .style import COLOURS, PALE, axes_or_new, dress, heat
 
 # %% ../../nbs/pl/407_cells.ipynb #4cff56a3
@@ -27,7 +27,7 @@ def plot_spectrum(
     *,
     ax: Axes | None = None,  # axes to draw into
 ) -> Axes:
-    "Eigenvalues by rank over the range that permuted labels reach; filled where q < 0.1."
+    "Eigenvalues by rank over the range of permuted labels; filled where q < 0.1."
     ax = axes_or_new(ax, 4.8, 3.2)
     table = spectrum.table
     null = np.sort(np.abs(spectrum.null), 1)[:, ::-1]
@@ -163,7 +163,7 @@ def plot_activity(
     obs: pd.DataFrame,  # table of the same cells
     *,
     by: str = TIMEPOINT,  # obs column of the horizontal axis
-    colour: str = LINEAGE,  # obs column of colours
+    colour: str = CELL_TYPE,  # obs column of colours
     patient: str | None = PATIENT,  # obs column whose means are dots; None: no dots
 ) -> Figure:
     "Module activity by timepoint: 10th to 90th percentile of cells (bars), patient means (dots)."

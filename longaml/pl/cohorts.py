@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 
-from ..core import LINEAGE, PATIENT, SAMPLE, TIMEPOINT, check_column
+from ..core import CELL_TYPE, PATIENT, SAMPLE, TIMEPOINT, check_column
 from longaml.pl.style import (
     GREY,
     PALE,
@@ -65,7 +65,7 @@ def plot_composition(
     "Share of each cell type in a sample: one dot a sample, a bar at the median, per timepoint."
     times = ordered_timepoints(obs)
     hint = "Make a cohort of it first: la.pp.as_cohort(adata, cell_type_key=...)."
-    cell_type = check_column(obs, LINEAGE, LINEAGE, hint).astype(str)
+    cell_type = check_column(obs, CELL_TYPE, CELL_TYPE, hint).astype(str)
     sample = check_column(obs, SAMPLE, SAMPLE).astype(str)
     share = 100 * pd.crosstab([obs[TIMEPOINT].astype(str), sample], cell_type, normalize="index")
     order = list(share.mean().sort_values(ascending=False).index)

@@ -83,7 +83,7 @@ def plot_degree_impact(
         ax.legend(frameon=False, fontsize=8)
     title = (
         f"Deletion against degree: Spearman {degree.corr(impact, method='spearman'):.2f},\n"
-        f"{int(beyond.sum())} of {len(table)} genes say more than their degree"
+        f"{int(beyond.sum())} of {len(table)} genes have more impact than their degree explains"
     )
     return dress(ax, title, "edges of the gene", "complexity lost with it (bits)")
 
@@ -109,7 +109,7 @@ def plot_factor_stability(
 def plot_factor_changes(
     activity: AnnData,  # from activities
     *,
-    lineage: str = ALL,  # a cell type, or the mean over all
+    cell_type: str = ALL,  # a cell type, or the mean over all
     contrast: tuple[str, str] | None = None,  # (later, earlier); None: the widest
     ax: Axes | None = None,  # axes to draw into
 ) -> Axes:
@@ -117,7 +117,7 @@ def plot_factor_changes(
     if contrast is None:
         times = timepoints_of(activity)
         contrast = (times[-1], times[0])
-    d = paired_differences(activity, contrast, lineage=lineage)
+    d = paired_differences(activity, contrast, cell_type=cell_type)
     ax = axes_or_new(ax, 6, 0.8 + 0.3 * d.shape[1])
     for i, (name, v) in enumerate(d.items()):
         y = i + rng_for(0, name).uniform(-0.15, 0.15, len(v))
@@ -127,7 +127,7 @@ def plot_factor_changes(
     ax.invert_yaxis()
     ax.spines[["top", "right"]].set_visible(False)
     ax.set_yticks(range(d.shape[1]), d.columns)
-    where = "all lineages" if lineage == ALL else lineage
+    where = "all cell types" if cell_type == ALL else cell_type
     ax.set(
         xlabel="change of activity in each patient (bar: mean)",
         title=f"{contrast[0]} against {contrast[1]}, {where}",

@@ -251,7 +251,7 @@ def plot_stability(
 
 # %% ../../nbs/pl/403_rankings.ipynb #abb44c9b
 def _checks_legend(ax: Axes, failed: list) -> None:
-    "What a cell can say, and the failed checks of the whole cohort, right of the panel."
+    "Legend of the cells, and the failed checks of the whole cohort, right of the panel."
     red = COLOURS["vermillion"]
     keys = [(CLEAR, "passed"), (red, "× failed"), (PALE, "· not assessed")]
     keys += [(red, f"× whole cohort: {name}") for name in failed]
@@ -261,38 +261,36 @@ def _checks_legend(ax: Axes, failed: list) -> None:
     ax.legend(handles=handles, frameon=False, fontsize=8, **place)
 
 
-def _as_state(holds: object) -> float:
-    "A check as a colour: 1 failed, 0 passed, -1 not assessed."
-    return -1.0 if pd.isna(holds) else float(str(holds) in ("True", "1", "1.0"))
+_SHADES = {"failed": 1.0, "passed": 0.0, "not assessed": -1.0}
 
 
 def plot_audit(
-    audit: pd.DataFrame,  # `audit.csv`: model, contrast, verdict, holds
+    audit: pd.DataFrame,  # `audit.csv`: model, contrast, check, status
     *,
     contrast: str | None = None,  # such as "REL_vs_DX"; None: a panel for each
     ax: Axes | None = None,  # axes to draw into, for one contrast
 ) -> Axes | Figure:  # Figure for several contrasts
     "Checks of each model: failed (cross), passed, or not assessed (dot)."
     hint = "Pass the table that la.tl.audit returns (audit.csv)."
-    check_columns(audit, ("model", "contrast", "verdict", "holds"), hint)
+    check_columns(audit, ("model", "contrast", "check", "status"), hint)
     whole = (audit["model"] == ALL) & (audit["contrast"] == ALL)
     rows = audit[~whole]
     panels = contrast_panels(rows, contrast, ax)
-    checks = list(rows["verdict"].unique())
+    checks = list(rows["check"].unique())
     models = list(rows["model"].unique())
     height = 2.1 + 0.27 * len(models)
-    failed = list(audit.loc[whole, "verdict"])
+    failed = list(audit.loc[whole, "check"])
     size = dict(width=0.6 + 0.3 * len(checks), height=height, margin=3.2 if failed else 1.6)
     axes = panel_row(len(panels), ax, **size, sharey=True)
     colours = ListedColormap([PALE, CLEAR, COLOURS["vermillion"]])
     mark: dict[str, Any] = dict(ha="center", va="center", fontsize=11, fontweight="bold")
     for a, (title, d) in zip(axes, panels.items()):
-        state = d.assign(state=d["holds"].map(_as_state)).pivot_table(
-            index="model", columns="verdict", values="state", aggfunc="max"
+        shade = d.assign(shade=d["status"].map(_SHADES)).pivot_table(
+            index="model", columns="check", values="shade", aggfunc="max"
         )
-        state = state.reindex(index=models, columns=checks).fillna(-1)
-        heat(a, state, cmap=colours, norm=plt.Normalize(-1, 1))
-        for (i, j), s in np.ndenumerate(state.to_numpy()):
+        shade = shade.reindex(index=models, columns=checks).fillna(-1)
+        heat(a, shade, cmap=colours, norm=plt.Normalize(-1, 1))
+        for (i, j), s in np.ndenumerate(shade.to_numpy()):
             if s > 0:
                 a.text(j + 0.5, i + 0.5, "×", color="white", **mark)
             elif s < 0:

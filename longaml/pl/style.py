@@ -61,7 +61,7 @@ def check_columns(
 def natural_order(
     names: Iterable,  # names, such as patients
 ) -> list[str]:  # the same as text, sorted
-    "Names sorted by the numbers inside them: AML2 before AML10."
+    "Names sorted by the numbers in them: AML2 before AML10."
 
     def key(name: str) -> list[tuple]:
         parts = [part for part in re.split(r"(\d+)", name) if part]

@@ -13,7 +13,8 @@ NAMES = {
     "cohort": "as_cohort save_cohort",
     "reading": "read_cohort",
     "preprocessing": (
-        "normalize variable_genes pseudobulk bags sequences state_sets patient_folds thin"
+        "normalize variable_genes pseudobulk bags sequences timepoint_pairs patient_folds "
+        "downsample"
     ),
     "tokens": "vocabulary Encoding rank_tokens",
     "token_files": "write_tokens open_tokens",

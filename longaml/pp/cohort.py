@@ -7,7 +7,7 @@ __all__ = ['CohortParts', 'build_cohort', 'as_cohort', 'save_cohort']
 
 # %% ../../nbs/pp/203_cohort.ipynb #76b133ae
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ from anndata import AnnData
 
 from .. import __version__
 from longaml.core import (
+    BASE_CELL_TYPE,
+    CELL_TYPE,
     COUNTS,
+    MALIGNANT,
     SAMPLE,
     UNS,
     InputError,
@@ -28,10 +31,13 @@ from longaml.core import (
     log,
 )
 from longaml.pp.labels import (
+    LINEAGE,
+    NOT_SPLIT,
     ColumnKeys,
     as_text,
     check_longitudinal,
     describe_rows,
+    from_lineage,
     row_names,
     timepoint_names,
 )
@@ -68,6 +74,10 @@ def _rows_of(value, kept, names):
 def _all_columns(new, technical, obs, names):
     "The contract's columns first, then the input's other columns."
     others = [c for c in obs.columns if c not in new and c not in technical]
+    if BASE_CELL_TYPE in others:
+        base = as_text(obs[BASE_CELL_TYPE]).fillna("unassigned")
+        if base.tolist() == as_text(new[CELL_TYPE]).tolist():
+            others.remove(BASE_CELL_TYPE)  # no longer split: it says the same
     merged = pd.concat(
         [new.reset_index(drop=True), pd.DataFrame(technical), obs[others].reset_index(drop=True)],
         axis=1,
@@ -121,6 +131,7 @@ def build_cohort(
         "input_kind": parts.kind,
         "rows": "bulk" if len(obs) == rows.obs[SAMPLE].nunique() else "cells",
         "parameters": {k: v for k, v in given.items() if v is not None},
+        "split_by_malignant": MALIGNANT in rows.obs,
         "warnings": list(dict.fromkeys(notes)),
         **parts.about,
     }
@@ -148,6 +159,18 @@ def _kept_parts(adata, chosen):
     return layers, dict(adata.varm)
 
 
+def _columns_and_keys(adata, keys):
+    "Annotation in the columns of today, and the columns to use; a cohort keeps its choice."
+    before = adata.uns.get(UNS, {})
+    written = "input_kind" in before and "split_by_malignant" not in before  # as by version 0.1
+    if written and LINEAGE in adata.obs and BASE_CELL_TYPE not in adata.obs:
+        return from_lineage(adata.obs, keys)
+    chosen = before.get("parameters", {}).get("malignant_key")
+    if keys.malignant is None and str(chosen) == NOT_SPLIT:
+        keys = replace(keys, malignant=NOT_SPLIT)
+    return adata.obs, keys
+
+
 def as_cohort(
     adata: AnnData,  # rows are cells, or bulk samples (one per patient and timepoint)
     *,
@@ -157,8 +180,7 @@ def as_cohort(
     timepoint_key: str | None = None,  # column of `obs` that names the timepoint
     timepoints: str | Iterable | None = None,  # in order of time; those left out are dropped
     cell_type_key: str | None = None,  # column of `obs` with cell types
-    malignant_key: str | None = None,  # column that says Malignant or Normal, or true or false
-    lineage_key: str | None = None,  # column to follow over time; None: cell type and malignant
+    malignant_key: str | None = None,  # column of Malignant or Normal; "none": cell types not split
 ) -> AnnData:  # a new AnnData in longaml's contract
     """A longitudinal cohort from an AnnData in memory.
 
@@ -178,10 +200,13 @@ def as_cohort(
         raise InputError("the AnnData has no rows")
     chosen = choose_matrix(adata, layer)
     layers, varm = _kept_parts(adata, chosen)
+    obs, keys = _columns_and_keys(
+        adata, ColumnKeys(patient_key, timepoint_key, cell_type_key, malignant_key)
+    )
     before = dict(adata.uns.get(UNS, {}))
     parts = CohortParts(
         X=chosen.X,
-        obs=adata.obs,
+        obs=obs,
         var=chosen.var,
         kind=chosen.kind,
         layers=layers,
@@ -191,12 +216,7 @@ def as_cohort(
         said=[str(note) for note in before.get("warnings", [])],
         about={"slot": chosen.slot, "source": str(before.get("source", "AnnData"))},
     )
-    return build_cohort(
-        parts,
-        ColumnKeys(patient_key, timepoint_key, cell_type_key, malignant_key, lineage_key),
-        timepoints=timepoints,
-        gene_symbols=gene_symbols,
-    )
+    return build_cohort(parts, keys, timepoints=timepoints, gene_symbols=gene_symbols)
 
 # %% ../../nbs/pp/203_cohort.ipynb #1ee440c1
 def _column_for_h5ad(column):

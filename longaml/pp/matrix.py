@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEPTH_COLUMNS', 'value_kind', 'MatrixSlot', 'ChosenMatrix', 'choose_matrix', 'name_genes', 'technical_columns',
-           'GeneTable', 'read_genes', 'GeneNames', 'AlignedGenes', 'align_genes', 'Library', 'ReadingPlan',
+           'GeneTable', 'read_genes', 'GeneNames', 'AlignedGenes', 'align_genes', 'SampleFiles', 'ReadingPlan',
            'plan_reading', 'read_counts']
 
 # %% ../../nbs/pp/201_matrix.ipynb #aaad4676
@@ -330,8 +330,8 @@ def _shared_genes(genes):
 
 # %% ../../nbs/pp/201_matrix.ipynb #a3ee3bb2
 @dataclass
-class Library:
-    "The files of one sequenced library, and what their names say."
+class SampleFiles:
+    "The files of one sequenced sample, and what their names say."
 
     name: str
     files: dict[str, SourceFile]  # genes, barcodes, matrix, and metadata where the layout has it
@@ -343,23 +343,23 @@ class ReadingPlan:
     "Everything but the counts."
 
     genes: AlignedGenes
-    barcodes: list[list[str]]  # of every library
-    entries: list[int]  # stored values of every library
+    barcodes: list[list[str]]  # of every sample
+    entries: list[int]  # stored values of every sample
 
 
 def plan_reading(
-    libraries: Sequence[Library],  # in the order of the cohort
+    samples: Sequence[SampleFiles],  # in the order of the cohort
     how: str,  # genes: "union" or "intersection"
 ) -> ReadingPlan:
     "Read genes, barcodes and headers, and check that they agree."
     tables = []
     barcodes = []
     entries = []
-    for library in libraries:
-        table = read_genes(library.files["genes"])
-        lines = text_lines(library.files["barcodes"])
+    for sample in samples:
+        table = read_genes(sample.files["genes"])
+        lines = text_lines(sample.files["barcodes"])
         cells = [line.rstrip("\r").split("\t")[0].strip('"') for line in lines]
-        matrix = library.files["matrix"]
+        matrix = sample.files["matrix"]
         with opened(matrix) as stream:
             size = read_header(stream, matrix)
         check_size(matrix, size, len(table.symbols), len(cells))
@@ -370,18 +370,18 @@ def plan_reading(
 
 # %% ../../nbs/pp/201_matrix.ipynb #3337f424
 def read_counts(
-    libraries: Sequence[Library],  # in the order of the plan
+    samples: Sequence[SampleFiles],  # in the order of the plan
     plan: ReadingPlan,  # from `plan_reading`
-) -> sp.csr_matrix:  # (cells, genes) float32, of all libraries
-    "Read the counts of every library into one matrix."
+) -> sp.csr_matrix:  # (cells, genes) float32, of all samples
+    "Read the counts of every sample into one matrix."
     data = np.empty(sum(plan.entries), np.float32)
     indices = np.empty(sum(plan.entries), np.int32)
     pointers = [np.zeros(1, np.int64)]
     start = 0
-    for i, library in enumerate(progress(libraries, "reading libraries")):
+    for i, sample in enumerate(progress(samples, "reading samples")):
         place = slice(start, start + plan.entries[i])
         rows = read_matrix(
-            library.files["matrix"],
+            sample.files["matrix"],
             len(plan.barcodes[i]),
             plan.genes.columns[i],
             data[place],

@@ -32,7 +32,7 @@ from longaml.core import (
 from .cohort import CohortParts, as_cohort, build_cohort
 from .formats import SourceFile, broken_tar, folder_files, opened, read_h5ad, tar_files
 from .labels import ColumnKeys, as_text, find_key, natural_key, timepoint_names
-from .matrix import Library, plan_reading, read_counts
+from .matrix import SampleFiles, plan_reading, read_counts
 
 # %% ../../nbs/pp/204_reading.ipynb #299409b6
 @dataclass(frozen=True)
@@ -45,17 +45,17 @@ class ReadingOptions:
     source: str  # name of the file or folder
 
 
-def _read_libraries(libraries, annotation, options, layout):
-    "Libraries to a cohort; `annotation.rows(library, barcodes)` gives the rows of obs."
-    plan = plan_reading(libraries, options.genes)
-    tables = [annotation.rows(lib, cells) for lib, cells in zip(libraries, plan.barcodes)]
+def _read_samples(samples, annotation, options, layout):
+    "Samples to a cohort; `annotation.rows(sample, barcodes)` gives the rows of obs."
+    plan = plan_reading(samples, options.genes)
+    tables = [annotation.rows(sample, cells) for sample, cells in zip(samples, plan.barcodes)]
     obs = pd.concat(tables)
     for column in [c for c in obs if obs[c].dtype == object]:
         text = as_text(obs[column])
         obs[column] = pd.Categorical(text, list(dict.fromkeys(text.dropna())))
     notes = annotation.notes()
     genes = plan.genes
-    partly = int((genes.n_samples < len(libraries)).sum())
+    partly = int((genes.n_samples < len(samples)).sum())
     if partly:
         notes.append(
             f"gene lists differ: {partly} of {len(genes.names)} genes are missing from some "
@@ -65,11 +65,11 @@ def _read_libraries(libraries, annotation, options, layout):
     about = {
         "slot": "X",
         "genes": options.genes,
-        "libraries": [lib.name for lib in libraries],
+        "samples": [sample.name for sample in samples],
         "layout": layout,
         "source": options.source,
     }
-    counts = read_counts(libraries, plan)
+    counts = read_counts(samples, plan)
     parts = CohortParts(counts, obs, var, "counts", notes=notes, about=about)
     return build_cohort(parts, options.keys, timepoints=options.timepoints)
 
@@ -81,14 +81,14 @@ GEO_NAME = re.compile(
 GEO_KINDS = ("matrix.mtx", "genes.tsv", "barcodes.tsv", "metadata.tsv")
 
 
-def _in_order(library):
-    time = AML_TIMEPOINTS.index(library.extra[TIMEPOINT])
-    return natural_key(library.extra[PATIENT]), time, library.name
+def _in_order(sample):
+    time = AML_TIMEPOINTS.index(sample.extra[TIMEPOINT])
+    return natural_key(sample.extra[PATIENT]), time, sample.name
 
 
-def _geo_libraries(files):
-    "Libraries by file name, in the order of patients and time."
-    found: dict[str, Library] = {}
+def _geo_samples(files):
+    "Samples by file name, in the order of patients and time."
+    found: dict[str, SampleFiles] = {}
     for file in files:
         match = GEO_NAME.match(file.name)
         if match is None:
@@ -96,21 +96,21 @@ def _geo_libraries(files):
         gsm, patient, state, kind, _ = match.groups()
         name = f"{gsm}_{patient}_{state}"
         extra = {PATIENT: patient, TIMEPOINT: state, "GEO_ID": gsm}
-        library = found.setdefault(name, Library(name, {}, extra))
-        library.files[kind.split(".")[0]] = file
-    for library in found.values():
+        sample = found.setdefault(name, SampleFiles(name, {}, extra))
+        sample.files[kind.split(".")[0]] = file
+    for sample in found.values():
         for kind in GEO_KINDS:
-            if kind.split(".")[0] not in library.files:
-                companions = listing(file.name for file in library.files.values())
+            if kind.split(".")[0] not in sample.files:
+                companions = listing(file.name for file in sample.files.values())
                 raise FileNotFoundError(
-                    f"{library.name}_processed_{kind}.gz is missing; its companions are "
+                    f"{sample.name}_processed_{kind}.gz is missing; its companions are "
                     f"{companions}. Download it, or remove the others."
                 )
     return sorted(found.values(), key=_in_order)
 
 # %% ../../nbs/pp/204_reading.ipynb #7ba4fec5
 def _geo_table(file):
-    "The metadata table of one library, as text."
+    "The metadata table of one sample, as text."
     try:
         with opened(file) as stream:
             table = pd.read_csv(stream, sep="\t", dtype=str)
@@ -142,14 +142,14 @@ def _match_rows(table, barcodes, file):
         )
     if not set(own) & set(barcodes):
         raise InputError(
-            f"{file.name} has none of the barcodes of its library "
+            f"{file.name} has none of the barcodes of its sample "
             f"(it has {listing(own, 2)}; the barcode file has {listing(barcodes, 2)})"
         )
     return table.set_index("Cell_Barcode", drop=False).reindex(barcodes)
 
 
 def _contradicts(value, patient, state):
-    "Does Patient_Sample name another patient or state than the file name?"
+    "Does Patient_Sample name another patient or timepoint than the file name?"
     who = re.search(r"AML\d+", str(value))
     when = re.search(r"(?<![A-Z])(DX|REM|REL)(?![A-Z])", str(value))
     return bool(who and who[0] != patient) or bool(when and when[0] != state)
@@ -178,16 +178,16 @@ class _GeoAnnotation:
     said: list[str]
     n_cells: int = 0
     n_bare: int = 0  # cells without a metadata row
-    n_other: int = 0  # rows that name another patient or state
+    n_other: int = 0  # rows that name another patient or timepoint
 
-    def rows(self, library: Library, barcodes: Sequence[str]) -> pd.DataFrame:
-        file = library.files["metadata"]
+    def rows(self, sample: SampleFiles, barcodes: Sequence[str]) -> pd.DataFrame:
+        file = sample.files["metadata"]
         table = _match_rows(_geo_table(file), barcodes, file)
         self.n_cells += len(barcodes)
         self.n_bare += int(table["Cell_Barcode"].isna().sum())
         if "Patient_Sample" in table:
             for value, n in table["Patient_Sample"].value_counts().items():
-                if _contradicts(value, library.extra[PATIENT], library.extra[TIMEPOINT]):
+                if _contradicts(value, sample.extra[PATIENT], sample.extra[TIMEPOINT]):
                     self.n_other += int(n)
         named = self.keys.named().values()
         left_out = [c for c in GEO_LEFT_OUT if c in table and c not in named]
@@ -195,14 +195,14 @@ class _GeoAnnotation:
         for column in set(GEO_NUMBERS) & set(obs):
             obs[column] = pd.to_numeric(obs[column], errors="coerce")
         roles = {old: role for old, role in GEO_ROLES.items() if self.keys.of(role) is None}
-        return obs.rename(columns=roles).assign(**library.extra)
+        return obs.rename(columns=roles).assign(**sample.extra)
 
     def notes(self) -> list[str]:
         notes = list(self.said)
         if self.n_other:
             notes.append(
                 f"file names win: {self.n_other} of {self.n_cells} metadata rows name another "
-                "patient or state in Patient_Sample"
+                "patient or timepoint in Patient_Sample"
             )
         if self.n_bare:
             notes.append(
@@ -213,18 +213,18 @@ class _GeoAnnotation:
 
 def _read_geo(files, options):
     "The GEO layout to a cohort."
-    libraries = _geo_libraries(files)
-    states = [library.extra[TIMEPOINT] for library in libraries]
+    samples = _geo_samples(files)
+    states = [sample.extra[TIMEPOINT] for sample in samples]
     wanted = options.timepoints
     said = []
     if wanted is not None and options.keys.timepoint is None and set(wanted) < set(states):
         n = sum(state not in wanted for state in states)
         said.append(
-            f"dropped: {n} libraries at timepoints that were not asked for "
+            f"dropped: {n} samples at timepoints that were not asked for "
             f"({listing(sorted(set(states) - set(wanted)))})"
         )
-        libraries = [library for library, state in zip(libraries, states) if state in wanted]
-    return _read_libraries(libraries, _GeoAnnotation(options.keys, said), options, "geo")
+        samples = [sample for sample, state in zip(samples, states) if state in wanted]
+    return _read_samples(samples, _GeoAnnotation(options.keys, said), options, "geo")
 
 # %% ../../nbs/pp/204_reading.ipynb #d18dd19f
 TENX = {
@@ -250,7 +250,7 @@ def _tenx_files(folder):
         others = sorted(p.name for p in folder.parent.iterdir() if p.is_dir())
         raise FileNotFoundError(
             f"the sample sheet names the folder {folder.name!r}, which is not there; "
-            f"beside the sheet are: {listing(others)}"
+            f"next to the sheet are: {listing(others)}"
         )
     inner = "filtered_feature_bc_matrix"
     for place in (folder, folder / inner, folder / "outs" / inner):
@@ -268,10 +268,10 @@ def _tenx_files(folder):
 
 
 class _SheetAnnotation:
-    "Rows of obs from a sample sheet: every cell has its library's columns."
+    "Rows of obs from a sample sheet: every cell has its sample's columns."
 
-    def rows(self, library: Library, barcodes: Sequence[str]) -> pd.DataFrame:
-        columns = {c: [v] * len(barcodes) for c, v in library.extra.items()}
+    def rows(self, sample: SampleFiles, barcodes: Sequence[str]) -> pd.DataFrame:
+        columns = {c: [v] * len(barcodes) for c, v in sample.extra.items()}
         return pd.DataFrame(columns, index=barcodes, dtype=object)
 
     def notes(self) -> list[str]:
@@ -294,11 +294,11 @@ def _read_tenx(sheet, options):
         find_key(table, options.keys.of(role), role, required=True)
     if SAMPLE not in table:
         table[SAMPLE] = table[where].map(lambda v: Path(v).name)
-    libraries = []
+    samples = []
     for _, row in table.iterrows():
         extra = {c: row[c] for c in table if c != "folder"}
-        libraries.append(Library(str(row[SAMPLE]), _tenx_files(sheet.parent / row[where]), extra))
-    return _read_libraries(libraries, _SheetAnnotation(), options, "10x")
+        samples.append(SampleFiles(str(row[SAMPLE]), _tenx_files(sheet.parent / row[where]), extra))
+    return _read_samples(samples, _SheetAnnotation(), options, "10x")
 
 # %% ../../nbs/pp/204_reading.ipynb #5e2d0d1e
 GEO_HINT = "GEO files (GSM7494257_AML16_DX_processed_matrix.mtx.gz and its companions)"
@@ -320,7 +320,7 @@ def _read_folder(path, options):
         )
     raise FileNotFoundError(
         f"{path.name} has neither {GEO_HINT} nor a sample sheet (a CSV with folder, patient, "
-        f"timepoint) beside 10x folders; it has: {listing(sorted(p.name for p in path.iterdir()))}"
+        f"timepoint) next to 10x folders; it has: {listing(sorted(p.name for p in path.iterdir()))}"
     )
 
 
@@ -365,10 +365,9 @@ def read_cohort(
     timepoint_key: str | None = None,  # column of the timepoint; GEO: None: the file name
     timepoints: str | Iterable | None = None,  # in order of time; those left out are dropped
     cell_type_key: str | None = None,  # column with cell types; GEO: None: Classified_Celltype
-    malignant_key: str | None = None,  # column Malignant or Normal; GEO: None: Malignant
-    lineage_key: str | None = None,  # column to follow over time; None: cell type and malignant
+    malignant_key: str | None = None,  # as in as_cohort; GEO: None: Malignant
 ) -> AnnData:  # in longaml's contract
-    """A longitudinal cohort from files; sparse from end to end, one library at a time.
+    """A longitudinal cohort from files; sparse from end to end, one sample at a time.
 
     What the path is decides how it is read: a `.tar` or folder in the layout of GEO GSE235063, a
     folder of 10x folders with a sample sheet (columns folder, patient, timepoint) or the sheet
@@ -378,7 +377,7 @@ def read_cohort(
     path = Path(path)
     _check_source(path, layer=layer, gene_symbols=gene_symbols)
     check_choice(genes, ("union", "intersection"), "genes")
-    keys = ColumnKeys(patient_key, timepoint_key, cell_type_key, malignant_key, lineage_key)
+    keys = ColumnKeys(patient_key, timepoint_key, cell_type_key, malignant_key)
     options = ReadingOptions(keys, timepoint_names(timepoints), genes, path.name)
     if path.is_dir():
         return _read_folder(path, options)

@@ -213,12 +213,12 @@ class TokenSource:
             previous = self._previous_layer(adata)
         if previous is None:
             raise ValueError(
-                "this encoding reads the timepoint before: give "
+                "this encoding reads the previous timepoint: give "
                 "previous=la.pp.tokens.previous_bags(cohort), or put it into layers['previous']"
             )
         if len(previous.code) != adata.n_obs:
             raise ValueError(
-                f"there are {adata.n_obs} cells, and the timepoint before of "
+                f"there are {adata.n_obs} cells, and the previous timepoint of "
                 f"{len(previous.code)}; make it from the same cells"
             )
         self.previous = previous

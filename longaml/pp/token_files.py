@@ -17,14 +17,14 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-from ..core import LINEAGE, PATIENT, atomic_path, check_column, listing, log
+from ..core import CELL_TYPE, CLONE, PATIENT, atomic_path, check_column, listing, log
 from .cells import cell_blocks
 from .token_data import TokenData, TokenSource, group_names, token_data, token_labels
 from longaml.pp.tokens import (
     Encoding,
     Previous,
     Vocabulary,
-    check_lineages,
+    check_clones,
     previous_bags,
     vocabulary,
 )
@@ -114,7 +114,7 @@ def _write_chunks(
     header: dict,
     chunks: Callable[[int], Iterator[tuple[int, np.ndarray]]],  # chunks from a row on
 ) -> None:
-    "Write tokens, then the header; a note beside them says how many rows are written."
+    "Write tokens, then the header; a note next to them says how many rows are written."
     path.mkdir(parents=True, exist_ok=True)
     part = path / ".tokens.part"
     note = path / ".written.json"
@@ -247,8 +247,8 @@ def labelled_tokens(
     if folder is not None:
         return open_tokens(write_tokens(cells, folder, vocab, how, **given))
     data = token_data(cells, vocab, how, **given)
-    words = data.tokens if data.tokens.ndim == 2 else data.tokens[:, 0]
-    longest = 1 + np.flatnonzero((words > 0).any(0)).max()
+    tokens = data.tokens if data.tokens.ndim == 2 else data.tokens[:, 0]
+    longest = 1 + np.flatnonzero((tokens > 0).any(0)).max()
     return replace(data, tokens=data.tokens[..., :longest])
 
 
@@ -272,11 +272,11 @@ def _checked_previous(cells, label_key, groups, before, bag_size, seed):
     "The previous timepoint of the cells, where the label cannot leak through it."
     if groups is None:
         raise ValueError(
-            "cells of one patient share their timepoint before, so blocks of cells would not be "
+            "cells of one patient share their previous timepoint, so blocks of cells would not be "
             f"held out; name the patients with groups={PATIENT!r}"
         )
-    if LINEAGE in cells.obs:
-        check_lineages(cells, label_key)
+    if {CLONE, CELL_TYPE} & set(cells.obs):
+        check_clones(cells, label_key)
     if before is None and "previous" not in cells.layers:
         return previous_bags(cells, bag_size=bag_size, seed=seed)
     return before

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPECIAL', 'PAD', 'CLS', 'SEP', 'MASK', 'Cells', 'Vocabulary', 'vocabulary', 'rank_tokens', 'value_bins', 'Encoding',
-           'encode', 'Previous', 'previous_bags', 'check_lineages']
+           'encode', 'Previous', 'followed', 'previous_bags', 'check_clones']
 
 # %% ../../nbs/pp/206_tokens.ipynb #68ec1d69
 import hashlib
@@ -16,9 +16,9 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from ..core import LINEAGE, PATIENT, TIMEPOINT, check_choice, check_column, rng_for
+from ..core import CELL_TYPE, CLONE, PATIENT, TIMEPOINT, check_choice, check_column, rng_for
 from .matrix import choose_matrix, value_kind
-from .preprocessing import bags, sequences
+from .preprocessing import bags, sequences, with_cell_types
 
 # %% ../../nbs/pp/206_tokens.ipynb #d36824f9
 class Cells:
@@ -280,23 +280,33 @@ class Previous:
         return padded[self.code[rows]]
 
 
+def followed(
+    adata: AnnData,  # a cohort
+) -> np.ndarray:  # (cells,) names
+    "What is followed to the previous timepoint: the clone of a cell, or else its cell type."
+    key = CLONE if CLONE in adata.obs else CELL_TYPE
+    return check_column(adata.obs, key, "cell type").astype(str).to_numpy()
+
+
 def previous_bags(
     adata: AnnData,  # a cohort with raw counts, cells as rows
     *,
-    bag_size: int = 8,  # cells that are summed; fewer cells of a cell type: no earlier timepoint
+    bag_size: int = 8,  # cells that are summed; fewer cells of a clone: no earlier timepoint
     max_bags: int = 5,  # see `bags`
     seed: int = 0,  # which cells are in a bag, and which bag a cell gets
 ) -> Previous:
-    "For each cell a bag of the last earlier timepoint of the same patient and cell type."
-    s = sequences(bags(adata, bag_size=bag_size, max_bags=max_bags, seed=seed))
-    rows_of = pd.Series(np.arange(len(s))).groupby([s.patients, s.lineages]).indices
+    "For each cell a bag of the last earlier timepoint of the same patient and clone or cell type."
+    clones = followed(adata)
+    linked = with_cell_types(adata, clones)
+    s = sequences(bags(linked, bag_size=bag_size, max_bags=max_bags, seed=seed))
+    rows_of = pd.Series(np.arange(len(s))).groupby([s.patients, s.cell_types]).indices
     code = np.full(adata.n_obs, -1)
     picked: dict[tuple[int, int], int] = {}  # (row of `s`, time) -> bag
     rng = rng_for(seed, "previous")
-    obs = adata.obs.reset_index(drop=True)
-    groups = obs.groupby([PATIENT, LINEAGE, TIMEPOINT], observed=True).indices
-    for (patient, lineage, time), cells in groups.items():
-        mine = rows_of.get((str(patient), str(lineage)), np.array([], int))
+    obs = linked.obs.reset_index(drop=True)
+    groups = obs.groupby([PATIENT, CELL_TYPE, TIMEPOINT], observed=True).indices
+    for (patient, clone, time), cells in groups.items():
+        mine = rows_of.get((str(patient), str(clone)), np.array([], int))
         if not len(mine):
             continue
         earlier = np.flatnonzero(s.mask[mine, : s.timepoints.index(time)].any(0))
@@ -310,21 +320,22 @@ def previous_bags(
     return Previous(values, code, list(s.genes), s.samples[row, time])
 
 # %% ../../nbs/pp/206_tokens.ipynb #a332c72f
-def check_lineages(
+def check_clones(
     adata: AnnData,  # a cohort
     label_key: str,  # obs column of classes
     *,
-    most: float = 0.9,  # largest share of cells whose label the cell type's name may predict
-) -> float:  # share of cells whose label is the commonest one of their cell type's name
-    "Raise where names of cell types predict the label: the previous timepoint would leak it."
+    most: float = 0.9,  # largest share of cells whose label the name of the clone may predict
+) -> float:  # share of cells whose label is the commonest one of their clone (or cell type)
+    "Raise where names of clones predict the label: the previous timepoint would leak it."
     label = check_column(adata.obs, label_key, "label").astype(str).to_numpy()
-    lineage = check_column(adata.obs, LINEAGE, "lineage").astype(str).to_numpy()
-    share = float(pd.crosstab(lineage, label).max(1).sum() / len(label))
+    clone = followed(adata)
+    what = "clone" if CLONE in adata.obs else "cell type"
+    share = float(pd.crosstab(clone, label).max(1).sum() / len(label))
     if share > most and len(set(label)) > 1:
         raise ValueError(
-            f"the lineage of a cell gives its {label_key} away ({share:.0%} of cells have the "
-            f"commonest label of their lineage, such as {lineage[0]!r}): bags of the timepoint "
+            f"the {what} of a cell gives its {label_key} away ({share:.0%} of cells have the "
+            f"commonest label of their {what}, such as {clone[0]!r}): bags of the timepoint "
             "before would be drawn by the label. Link over something that does not name the type "
-            "(lineage_key=...: clone, malignant or normal), or leave the timepoint before out."
+            "(clone_key=...: clones, malignant or normal), or leave the previous timepoint out."
         )
     return share

@@ -17,7 +17,7 @@ from scipy import stats
 
 from ..core import PATIENT, contrast_name
 from .networks import PublishedFit, with_expression
-from ..tl.checks import audit, input_change
+from ..tl.checks import FAILED, PASSED, audit, input_change
 
 # %% ../../nbs/published/802_protocol.ipynb #0d93405b
 def accuracy_f1(
@@ -183,15 +183,14 @@ def audit_published(
     fits: dict[str, PublishedFit],  # by model
     *,
     seed: int = 0,  # of shuffles and downsampling
-) -> pd.DataFrame:  # model, contrast, verdict, holds, value, threshold, text
+) -> pd.DataFrame:  # model, contrast, check, status, value, threshold, text
     "Checks of the published rankings of a cohort, over the patients that they use."
     data = next(iter(fits.values())).data
     changes = patient_table(fits, seed=seed).groupby("model")["input_change"].max().to_dict()
     used = adata[adata.obs[PATIENT].astype(str).isin(data.patients).to_numpy()].copy()
     out = audit(pooled_ranking(fits), used, input_changes=changes, seed=seed)
-    out = out.astype({"holds": object})
     pooled = pooled_accuracy(fits).set_index("model")
-    for i in out.index[out["verdict"] == "at chance"]:
+    for i in out.index[out["check"] == "chance level"]:
         row = pooled.loc[out.at[i, "model"]]
         text = (
             f"accuracy {row['accuracy']:.3f} over {int(row['genes']):,} held-out genes of "
@@ -199,8 +198,8 @@ def audit_published(
             f"{row['high']:.3f}; chance 0.333"
         )
         at_chance = bool(row["low"] <= 1 / 3)
-        out.loc[i, ["holds", "value", "threshold", "text"]] = [
-            at_chance,
+        out.loc[i, ["status", "value", "threshold", "text"]] = [
+            FAILED if at_chance else PASSED,
             row["accuracy"],
             1 / 3,
             text,

@@ -28,7 +28,7 @@ def _file_name(patient):  # the patient's name, or one that a file can have and 
 
 def evaluation_text(
     true: np.ndarray,  # (rows,) labels of the test genes
-    predicted: np.ndarray,  # (rows,) what the network says
+    predicted: np.ndarray,  # (rows,) labels predicted by the network
     visits: list[str],  # names that the published report gives to the random labels 0, 1, 2
 ) -> str:  # accuracy, precision, recall and F1, confusion matrix
     "The published evaluation of one patient."
@@ -79,12 +79,12 @@ def _model_lines(model, checks, patients):  # sentences on one model
         )
     else:
         importance = f"{patients['distinct_importances'].max()} value for all genes of a patient"
-    failed = checks[checks["holds"].eq(True)]
-    lines = [f"  verdict: {c.verdict} ({c.text})" for c in failed.itertuples()]
+    failed = checks[checks["status"].eq("failed")]
+    lines = [f"  failed check: {c.check} ({c.text})" for c in failed.itertuples()]
     return [
-        f"{model}: {checks.set_index('verdict').at['at chance', 'text']}",
+        f"{model}: {checks.set_index('check').at['chance level', 'text']}",
         f"  importance: {importance}",
-        *(lines or ["  no verdict against this ranking"]),
+        *(lines or ["  no check failed"]),
     ]
 
 
@@ -98,8 +98,8 @@ def summarise_published(
     n = len(data.patients)
     gone = data.left_out
     lines = [
-        f"published protocol (arXiv 2508.13199): every gene is a sample with a random label; "
-        f"visits stacked as {', '.join(data.visits)}; "
+        "published protocol (arXiv 2508.13199): every gene is a training example with a random "
+        f"label; visits stacked as {', '.join(data.visits)}; "
         f"{n} of {n + len(gone)} patients have all three"
     ]
     if len(gone):
@@ -108,7 +108,7 @@ def summarise_published(
     for model, own in checks.groupby("model", sort=False):
         lines += _model_lines(model, own, patients[patients["model"] == model])
     lines.append(
-        "labels are random, so these rankings carry nothing about them; longaml run ranks genes "
+        "labels are random, so these rankings are no evidence about genes; longaml run ranks genes "
         "of the same cohort against a null"
     )
     return "\n".join([*lines, *(f"note: {w}" for w in notes)])
@@ -142,7 +142,7 @@ def _published_tables(adata, fits, run, seed):  # tables of a run by name; the c
 # %% ../../nbs/published/803_run.ipynb #79d7e243
 @dataclass(frozen=True, kw_only=True)
 class PublishedConfig(CohortFolder):
-    "What `longaml published` is asked."
+    "Options of `longaml published`."
 
     models: Annotated[
         list[str] | None, Option("Of transformer, lstm, bilstm; all, if left out.", "A,B,C")
@@ -180,7 +180,7 @@ def _kept_fit(run, data, model, **how):  # a PublishedFit that is trained once i
 
 # %% ../../nbs/published/803_run.ipynb #bb9f7fb7
 class Published(Experiment):
-    """Run the published protocol (genes as samples, random labels) exactly, and say what its
+    """Run the published protocol (genes as examples, random labels) exactly, and check what its
     rankings measure (la.published.run_published)."""
 
     name = "published"

@@ -20,14 +20,14 @@ def cell_folds(
     adata: AnnData,  # from `labelled_cells`: obs "patient" holds patients or blocks of cells
     n_folds: int = 5,  # folds at most
     *,
-    seed: int = 0,  # of the deal
+    seed: int = 0,  # of the order
 ) -> list[np.ndarray]:  # names of the patients (or blocks) held out in each fold
     "Deal patients, or blocks of cells, into folds."
     units = np.array(sorted(adata.obs[PATIENT].unique()))
     if len(units) < 3:
         raise ValueError(
             f"{len(units)} patients have labelled cells; three are needed to hold some out and "
-            "stop training on others. Leave patient_key (donor_key) out to judge by blocks of "
+            "stop training on others. Leave patient_key (donor_key) out to hold out blocks of "
             "cells."
         )
     shuffled = rng_for(seed, "folds").permutation(units)

@@ -21,7 +21,7 @@ from longaml.models.celltype import (
     celltype_tokens,
     trained_celltype,
 )
-from ..models.linear_tokens import linear_words, split_tokens
+from ..models.linear_tokens import linear_features, split_tokens
 from ..pp.cells import cell_blocks
 from ..pp.token_data import TokenData
 from ..pp.tokens import MASK, SPECIAL, Cells, Previous
@@ -45,17 +45,17 @@ def token_contributions(
     k = _place(output, fitted.timepoints)
     device = next(net.parameters()).device
     contributions = []
-    words = []
+    gene_tokens = []
     batches = np.array_split(np.arange(len(data)), max(-(-len(data) // batch_size), 1))
     for rows in progress(batches, f"genes of {output}"):
         tokens = data.batch(rows)["tokens"].to(device)[:]
         contributions.append(_path_integral(net, tokens, k, steps).cpu().numpy())
-        words.append(split_tokens(tokens)[0].cpu().numpy())
-    return _stack(contributions), _stack(words)
+        gene_tokens.append(split_tokens(tokens)[0].cpu().numpy())
+    return _stack(contributions), _stack(gene_tokens)
 
 
 def _stack(parts):
-    "Rows of arrays of different width as one array, filled with zeros."
+    "Rows of arrays of different lengths as one array, filled with zeros."
     longest = max(part.shape[1] for part in parts)
     return np.concatenate([np.pad(p, ((0, 0), (0, longest - p.shape[1]))) for p in parts])
 
@@ -70,9 +70,9 @@ def _place(name, classes):
 def _path_integral(net, tokens, k, steps):
     "(batch, L): midpoint rule from average tokens to the tokens."
     mask, genes, rest, linear = net.embed(tokens)
-    words, _ = split_tokens(tokens)
+    gene_tokens, _ = split_tokens(tokens)
     average = net.genes.weight[MASK + 1 :].mean(0)
-    change = ((genes - average) * (words > MASK)[..., None]).detach()
+    change = ((genes - average) * (gene_tokens > MASK)[..., None]).detach()
     total = torch.zeros(())
     for a in (np.arange(steps) + 0.5) / steps:
         h = (genes.detach() - (1 - float(a)) * change).requires_grad_()
@@ -90,7 +90,7 @@ def _path_integral(net, tokens, k, steps):
 
 def _average_linear(net, tokens):
     "The linear terms of average tokens in the places of the tokens."
-    value = linear_words(net.config, tokens)[1]
+    value = linear_features(net.config, tokens)[1]
     halves = net.linear.weight.unflatten(0, (1 + net.config.previous, -1))[:, MASK + 1 :].mean(1)
     return value[..., None] * halves.repeat_interleave(tokens.shape[-1], 0)
 
@@ -120,10 +120,10 @@ def class_gene_scores(
         rows = np.sort(rng.choice(rows, min(per_class, len(rows)), replace=False))
         if len(set(who[rows])) < 2:
             continue
-        added, words = token_contributions(fitted, data.take(rows), name, steps=steps)
+        added, gene_tokens = token_contributions(fitted, data.take(rows), name, steps=steps)
         by_gene = np.zeros((len(rows), len(genes)))
-        cell, place = np.nonzero(words > MASK)
-        gene = words[cell, place] - len(SPECIAL)
+        cell, place = np.nonzero(gene_tokens > MASK)
+        gene = gene_tokens[cell, place] - len(SPECIAL)
         np.add.at(by_gene, (cell, gene), added[cell, place])
         scores[name] = studentise(patient_mean(by_gene, who[rows]))
     return pd.DataFrame.from_dict(scores, orient="index", columns=genes)

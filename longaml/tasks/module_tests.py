@@ -18,7 +18,7 @@ import scipy.linalg
 from anndata import AnnData
 from scipy import stats
 
-from ..core import LINEAGE, PATIENT, SAMPLE, derive_seed, progress, rng_for
+from ..core import CELL_TYPE, PATIENT, SAMPLE, derive_seed, progress, rng_for
 from longaml.models.quadratic import (
     Output,
     QuadraticForm,
@@ -99,7 +99,7 @@ def pair_cells(
     adata: AnnData,  # log-normalised values in `X`, at most 500 genes
     label_key: str,  # obs column of classes
     *,
-    within: Sequence[str] = (SAMPLE, LINEAGE),  # obs columns: centred in each combination
+    within: Sequence[str] = (SAMPLE, CELL_TYPE),  # obs columns: centred in each combination
     groups: str | None = PATIENT,  # obs column of patients; None: blocks of cells
     classes: Sequence[str] | None = None,  # the classes, in order; None: all
 ) -> tuple[CellData, np.ndarray]:  # dense centred cells; stratum of each: `within` and class
@@ -125,15 +125,15 @@ def pair_test(
     *,
     n_null: int = 5,  # retrainings with permuted genes
     seed: int = 0,  # every random number follows from it
-    within: Sequence[str] = (SAMPLE, LINEAGE),  # see `pair_cells`
+    within: Sequence[str] = (SAMPLE, CELL_TYPE),  # see `pair_cells`
     groups: str | None = PATIENT,  # see `pair_cells`
     classes: Sequence[str] | None = None,  # see `pair_cells`
     **how: Any,  # see `mean_interactions`
 ) -> pd.DataFrame:  # output, gene_a, gene_b, interaction, score, p_value, q_value; the best first
     """Pairs whose interaction stands out from genes permuted independently, retrained.
 
-    Each gene is permuted on its own within samples, cell types and classes: this keeps what single
-    genes say about the class and removes what pairs say.
+    Each gene is permuted on its own within samples, cell types and classes: this keeps the effects
+    of single genes on the class and removes those of pairs.
     """
     data, strata = pair_cells(adata, label_key, within=within, groups=groups, classes=classes)
     upper = np.triu_indices(data.x.shape[1], 1)

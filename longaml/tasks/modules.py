@@ -31,7 +31,7 @@ def evaluate_cells(
     device: str = "auto",  # of the network
 ) -> pd.DataFrame:  # model, class, unit ("all", patient or block), metric, value, chance, cells
     "Held-out metrics of a bilinear MLP next to logistic regression and the majority class."
-    answers = {
+    predicted = {
         model: pd.Series(index=adata.obs_names, dtype=object)
         for model in ("majority", "logistic", "scbmlp")
     }
@@ -42,14 +42,14 @@ def evaluate_cells(
         how = replace(SCBMLP_TRAINING, device=device)
         net = ScBMLPClassifier(hidden=hidden, centre=centre, seed=seed, how=how)
         net.fit(train, "label", groups=PATIENT)
-        answers["majority"][test] = np.full(test.sum(), y.mode()[0])
+        predicted["majority"][test] = np.full(test.sum(), y.mode()[0])
         proba = logistic_proba(train.X, y, adata[test].X)
-        answers["logistic"][test] = proba.idxmax(axis=1).to_numpy()
-        answers["scbmlp"][test] = net.predict(adata[test]).to_numpy()
+        predicted["logistic"][test] = proba.idxmax(axis=1).to_numpy()
+        predicted["scbmlp"][test] = net.predict(adata[test]).to_numpy()
     truth = adata.obs["label"].astype(str)
     classes = list(adata.obs["label"].cat.categories)
     units = adata.obs[PATIENT].to_numpy()
-    tables = [cell_scores(m, truth, a.astype(str), classes, units) for m, a in answers.items()]
+    tables = [cell_scores(m, truth, a.astype(str), classes, units) for m, a in predicted.items()]
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/tasks/606_modules.ipynb #a1765054

@@ -44,12 +44,12 @@ TASK = "perturbation"
 def chosen_predictors(
     models: Iterable[str] | None = None,  # names; None: all that run by default
 ) -> list[str]:  # names
-    "The predictors of an evaluation: the simple ones first, then those asked for."
+    "The predictors of an evaluation: the simple ones first, then those named."
     simple = model_names(TASK, kind="baseline")
-    asked = list(model_names(TASK, default=True) if models is None else models)
-    for model in asked:
+    named = list(model_names(TASK, default=True) if models is None else models)
+    for model in named:
         check_choice(model, model_names(TASK), "model", "models")
-    return [*simple, *[m for m in dict.fromkeys(asked) if m not in simple]]
+    return [*simple, *[m for m in dict.fromkeys(named) if m not in simple]]
 
 
 def predictor(
@@ -92,7 +92,7 @@ def held_out_screen(
     return HeldOutScreen(cells, bulk, bulked(cells), bulked(others), folds)
 
 
-def _by_halves(adata, screen, min_cells, seed):  # what the halves of the cells show, as tables
+def _by_halves(adata, screen, min_cells, seed):  # tables from two halves of the cells
     halves = tuple(
         pseudobulk_perturbations(half, min_cells=max(min_cells // 2, 1), seed=seed)
         for half in split_halves(adata, seed=seed)
@@ -144,8 +144,8 @@ def _predictions(found, screen):
     tables = []
     for model, result in found.items():
         table = result["predicted"]
-        asked = zip(table["fold"], table["perturbation"])
-        split = [screen.folds[i].test[p] for i, p in asked]
+        held = zip(table["fold"], table["perturbation"])
+        split = [screen.folds[i].test[p] for i, p in held]
         flagged = result["flagged"]["flagged"].to_numpy()
         by = table.drop(columns="fold").assign(split=split, flagged=flagged)
         by = by.groupby(["split", "perturbation"], sort=False, as_index=False)
@@ -238,14 +238,14 @@ def _split_lines(split, rows, metric):  # sentences on one split
         lines.append(f"  {r.model:<20} {r.better_than_mean:+.3f}{interval}")
     if n == 1:
         return [*lines, "  one perturbation: no interval"]
-    beat = ", ".join(trained.loc[trained["low"] > 0, "model"])
-    return [*lines, f"  better than the mean beyond its interval: {beat or 'none'}"]
+    better = ", ".join(trained.loc[trained["low"] > 0, "model"])
+    return [*lines, f"  better than the mean beyond its interval: {better or 'none'}"]
 
 
 def response_lines(
     comparison: pd.DataFrame,  # from compare_with_mean
     *,
-    metric: str = "l2_without_target",  # what the sentences are about
+    metric: str = "l2_without_target",  # that is compared
 ) -> list[str]:  # lines of text
     "For each split, each model compared with the mean, and whether any is better."
     lines = []

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ..core import check_column, listing, rng_for
-from ..pp.cells import library_means
+from ..pp.cells import sample_means
 
 # %% ../../nbs/tasks/607_responses.ipynb #f90784cd
 def graph_frequencies(
@@ -32,7 +32,7 @@ def graph_frequencies(
     parts = sp.csgraph.connected_components(graph, directed=False)[0]
     if k + parts >= n - 1:
         raise ValueError(
-            f"{k} frequencies were asked of {n} cells in {parts} components; ask for at most "
+            f"{k} frequencies were requested of {n} cells in {parts} components; request at most "
             f"{max(n - parts - 2, 0)}"
         )
     root = sp.diags_array(1 / np.sqrt(np.asarray(graph.sum(1)).ravel()))
@@ -117,7 +117,7 @@ def response_embedding(
         )
     if lost := sorted(set(pair) - set(names)):
         raise ValueError(f"no training cell is {listing(lost)}: its point cannot be made")
-    means = library_means(adata.X[use], code)[1].astype(float)
+    means = sample_means(adata.X[use], code)[1].astype(float)
     change = means - means[[names.get_loc((p, control)) for p, _ in names]]
     points, share = _principal_points(change, k)
     columns = [f"response {i}" for i in range(1, points.shape[1] + 1)]

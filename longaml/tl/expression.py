@@ -18,8 +18,8 @@ from scipy import special, stats
 
 from longaml.core import (
     ALL,
+    CELL_TYPE,
     COUNTS,
-    LINEAGE,
     PATIENT,
     TIMEPOINT,
     check_choice,
@@ -90,7 +90,7 @@ def cell_types_of(
     data: AnnData,  # a cohort or pseudobulk of it
 ) -> list[str]:
     "`all`, then the cell types."
-    return [ALL, *(k for k in data.obs[LINEAGE].cat.categories if k != ALL)]
+    return [ALL, *(k for k in data.obs[CELL_TYPE].cat.categories if k != ALL)]
 
 
 def differential_expression(
@@ -98,18 +98,18 @@ def differential_expression(
     *,
     contrasts: Sequence[tuple[str, str]] | None = None,  # (later, earlier) pairs; None: all
     min_patients: int = 3,  # a cell type with fewer pairs is left out
-) -> pd.DataFrame:  # contrast, lineage, gene, patients, log2_fold_change, statistic, p_ and q_value
+) -> pd.DataFrame:  # contrast, cell_type, gene, patients, log2_fold_change, statistic, p, q
     "Paired pseudobulk differential expression, the patient as block (moderated t; Smyth, 2004)."
     tables = []
     for pair in contrasts or all_contrasts(timepoints_of(bulk)):
-        for lineage in cell_types_of(bulk):
-            d = paired_differences(bulk, pair, lineage=lineage)
+        for cell_type in cell_types_of(bulk):
+            d = paired_differences(bulk, pair, cell_type=cell_type)
             if len(d) < min_patients:
                 continue
             t, p = moderated_t(d)
             columns = {
                 "contrast": contrast_name(*pair),
-                "lineage": lineage,
+                "cell_type": cell_type,
                 "gene": d.columns,
                 "patients": len(d),
                 "log2_fold_change": d.mean().to_numpy() / np.log(2),
@@ -126,13 +126,13 @@ def differential_expression(
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/tl/306_expression.ipynb #a95e168c
-def _with_both(obs: pd.DataFrame, contrast: tuple[str, str], lineage: str) -> set[str]:
+def _with_both(obs: pd.DataFrame, contrast: tuple[str, str], cell_type: str) -> set[str]:
     "Patients that have rows of a cell type (or of any one) at both timepoints."
-    rows = obs if lineage == ALL else obs[obs[LINEAGE] == lineage]
+    rows = obs if cell_type == ALL else obs[obs[CELL_TYPE] == cell_type]
     seen = []
     for t in contrast:
         of_time = rows[rows[TIMEPOINT] == t]
-        seen.append(set(zip(of_time[PATIENT].astype(str), of_time[LINEAGE].astype(str))))
+        seen.append(set(zip(of_time[PATIENT].astype(str), of_time[CELL_TYPE].astype(str))))
     return {patient for patient, _ in seen[0] & seen[1]}
 
 
@@ -142,21 +142,21 @@ def de_coverage(
     *,
     min_patients: int = 3,  # fewer are not tested
     min_cells: int = 20,  # of the pseudobulk, for the reason given
-) -> pd.DataFrame:  # contrast, lineage, patients, patients_with_cells, tested, why
+) -> pd.DataFrame:  # contrast, cell type, patients, patients_with_cells, tested, why
     "Patients of every contrast and cell type, and why a cell type is left out."
     rows = []
     for pair in all_contrasts(timepoints_of(adata)):
-        for lineage in cell_types_of(adata):
-            n = len(_with_both(bulk.obs, pair, lineage))
-            any_cells = len(_with_both(adata.obs, pair, lineage))
+        for cell_type in cell_types_of(adata):
+            n = len(_with_both(bulk.obs, pair, cell_type))
+            any_cells = len(_with_both(adata.obs, pair, cell_type))
             why = ""
             if n < min_patients:
                 why = (
                     f"{n} patients with {min_cells} cells at both timepoints "
                     f"({any_cells} with any); {min_patients} are needed"
                 )
-            rows.append((contrast_name(*pair), lineage, n, any_cells, n >= min_patients, why))
-    columns = ["contrast", "lineage", "patients", "patients_with_cells", "tested", "why"]
+            rows.append((contrast_name(*pair), cell_type, n, any_cells, n >= min_patients, why))
+    columns = ["contrast", "cell_type", "patients", "patients_with_cells", "tested", "why"]
     return pd.DataFrame(rows, columns=columns)
 
 # %% ../../nbs/tl/306_expression.ipynb #a787006b
@@ -164,10 +164,10 @@ def de_table(
     bulk: AnnData,  # from pseudobulk
     *,
     min_patients: int = 3,  # a cell type with fewer pairs is left out
-) -> pd.DataFrame:  # contrast, lineage, gene, patients, log2_fold_change, statistic, p_ and q_value
+) -> pd.DataFrame:  # contrast, cell_type, gene, patients, log2_fold_change, statistic, p, q
     "Paired differential expression of every contrast and cell type, smallest p-value first."
     table = differential_expression(bulk, min_patients=min_patients)
-    group = table.groupby(["contrast", "lineage"], sort=False).ngroup()
+    group = table.groupby(["contrast", "cell_type"], sort=False).ngroup()
     order = np.lexsort((-table["log2_fold_change"].abs(), table["p_value"], group))
     return table.iloc[order].reset_index(drop=True)
 
@@ -183,25 +183,24 @@ def de_stability(
     k: int = 50,  # size of the top list
     n: int = 20,  # half-cohorts
     seed: int = 0,  # which halves
-) -> pd.DataFrame:  # contrast, lineage, index, low, high, null_index, null_low, null_high, ...
+) -> pd.DataFrame:  # contrast, cell type, index, low, high, null_index, null_low, null_high, ...
     """Nogueira's index of every contrast and cell type over half-cohorts.
 
     The columns with `null_` are the same under permuted samples; `patients`, `k`, `n` follow."""
     rows = []
-    groups = list(table.groupby(["contrast", "lineage"], sort=False).groups)
-    for contrast, lineage in progress(groups, "stability"):
+    groups = list(table.groupby(["contrast", "cell_type"], sort=False).groups)
+    for contrast, cell_type in progress(groups, "stability"):
         pair = contrast_pair(contrast, timepoints_of(bulk))
-        d = paired_differences(bulk, pair, lineage=lineage)
+        d = paired_differences(bulk, pair, cell_type=cell_type)
         if len(d) < 3:
             continue
         design = design_of(bulk, pair[::-1])
         design = design[design[PATIENT].isin(d.index)]
         scorer = paired_scorer(d, pair, design, statistic=_moderated_statistic)
         found = stability(scorer, design, k=k, n=n, seed=seed)
-        del found["frequency"]
-        rows.append({"contrast": contrast, "lineage": lineage, **found})
+        rows.append({"contrast": contrast, "cell_type": cell_type, **found.to_dict()})
     index = ["index", "low", "high"]
-    columns = ["contrast", "lineage", *index, *(f"null_{c}" for c in index), "patients", "k", "n"]
+    columns = ["contrast", "cell_type", *index, *(f"null_{c}" for c in index), "patients", "k", "n"]
     return pd.DataFrame(rows, columns=columns)
 
 # %% ../../nbs/tl/306_expression.ipynb #fd9fe147
@@ -216,7 +215,7 @@ SCANPY_FIELDS = {  # scanpy's name -> longaml's, and the value of a gene that wa
 
 def _scanpy_groups(table: pd.DataFrame) -> pd.Series:
     "The group of each row, such as `REL_vs_DX, T cell`."
-    parts = [c for c in ("contrast", LINEAGE) if c in table]
+    parts = [c for c in ("contrast", CELL_TYPE) if c in table]
     if "model" in table and table["model"].nunique() > 1:
         parts.append("model")
     if not parts:
@@ -266,11 +265,11 @@ def as_scanpy(
 
 # %% ../../nbs/tl/306_expression.ipynb #3074abaa
 def deseq2(
-    bulk: AnnData,  # from `pseudobulk(..., thinned=False)`: counts in a layer
+    bulk: AnnData,  # from `pseudobulk(..., downsampled=False)`: counts in a layer
     contrast: tuple[str, str],  # (later, earlier)
     *,
-    lineage: str = ALL,  # a cell type of `bulk`
-) -> pd.DataFrame:  # contrast, lineage, gene, patients, log2_fold_change, statistic, p_ and q_value
+    cell_type: str = ALL,  # a cell type of `bulk`
+) -> pd.DataFrame:  # contrast, cell_type, gene, patients, log2_fold_change, statistic, p, q
     """Paired differential expression by PyDESeq2, design ~ patient + timepoint.
 
     Negative-binomial regression (Love et al., 2014; Muzellec et al., 2023)."""
@@ -278,8 +277,10 @@ def deseq2(
     from pydeseq2.dds import DeseqDataSet
     from pydeseq2.ds import DeseqStats
 
-    check_choice(lineage, bulk.obs[LINEAGE].cat.categories, "lineage")
-    rows = bulk[((bulk.obs[LINEAGE] == lineage) & bulk.obs[TIMEPOINT].isin(contrast)).to_numpy()]
+    check_choice(cell_type, bulk.obs[CELL_TYPE].cat.categories, "cell_type")
+    rows = bulk[
+        ((bulk.obs[CELL_TYPE] == cell_type) & bulk.obs[TIMEPOINT].isin(contrast)).to_numpy()
+    ]
     visits = rows.obs[PATIENT].value_counts()
     rows = rows[rows.obs[PATIENT].isin(visits.index[visits == 2]).to_numpy()]
     meta = pd.DataFrame(
@@ -301,7 +302,7 @@ def deseq2(
     return pd.DataFrame(
         {
             "contrast": contrast_name(*contrast),
-            "lineage": lineage,
+            "cell_type": cell_type,
             "gene": found.index,
             "patients": meta["patient"].nunique(),
             "log2_fold_change": found["log2FoldChange"].to_numpy(),

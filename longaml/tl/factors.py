@@ -19,7 +19,7 @@ from scipy import linalg, optimize, stats
 
 from longaml.core import (
     ALL,
-    LINEAGE,
+    CELL_TYPE,
     PATIENT,
     contrast_name,
     listing,
@@ -253,13 +253,13 @@ def factor_changes(
     *,
     contrasts: Sequence[tuple[str, str]] | None = None,  # (later, earlier) pairs; None: all
     min_patients: int = 3,  # a cell type with fewer pairs is left out
-) -> pd.DataFrame:  # contrast, lineage, module, patients, change, statistic, p_value, q_value
+) -> pd.DataFrame:  # contrast, cell type, module, patients, change, statistic, p_value, q_value
     "Paired changes of module activity over patients (paired t)."
     tables = []
-    cell_types = [ALL, *(k for k in activity.obs[LINEAGE].cat.categories if k != ALL)]
+    cell_types = [ALL, *(k for k in activity.obs[CELL_TYPE].cat.categories if k != ALL)]
     for pair in contrasts or all_contrasts(timepoints_of(activity)):
-        for lineage in cell_types:
-            d = paired_differences(activity, pair, lineage=lineage)
+        for cell_type in cell_types:
+            d = paired_differences(activity, pair, cell_type=cell_type)
             n = len(d)
             if n < max(min_patients, 2):
                 continue
@@ -268,7 +268,7 @@ def factor_changes(
                 t = np.where(varies, np.sqrt(n) * d.mean() / d.std(), 0.0)
             columns = {
                 "contrast": contrast_name(*pair),
-                "lineage": lineage,
+                "cell_type": cell_type,
                 "module": d.columns,
                 "patients": n,
                 "change": d.mean().to_numpy(),

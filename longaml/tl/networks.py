@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'FINE', 'SIGNS', 'STRENGTH', 'LEAST_PATIENTS', 'gene_table', 'centred', 'standard_scores',
-           'correlation_matrix', 'library_profiles', 'step_counts', 'tail_p_values', 'correlation_test',
+           'correlation_matrix', 'sample_profiles', 'step_counts', 'tail_p_values', 'correlation_test',
            'edge_strength_cut', 'adjacency', 'binary_matrix', 'undirected_graph', 'centralities', 'network_rows',
            'one_network']
 
@@ -21,7 +21,7 @@ from scipy import stats
 
 from longaml.core import (
     ALL,
-    LINEAGE,
+    CELL_TYPE,
     PATIENT,
     SAMPLE,
     TIMEPOINT,
@@ -151,7 +151,7 @@ def _group_means(code: np.ndarray, values: np.ndarray, weights: np.ndarray) -> n
     return sums.multiply(1 / sums.sum(1).reshape(-1, 1)).tocsr() @ values
 
 
-def library_profiles(
+def sample_profiles(
     bulk: AnnData,  # from pseudobulk (a row for a sample and cell type), or one row a sample
 ) -> AnnData:  # (samples, genes): log expression less the cell types' means
     """Each sample's mean over its cell types, after the mean of every cell type is taken away.
@@ -159,18 +159,18 @@ def library_profiles(
     `obs` has sample, patient, timepoint, and the one cell type `all`."""
     import anndata
 
-    for key in (SAMPLE, PATIENT, TIMEPOINT, LINEAGE):
+    for key in (SAMPLE, PATIENT, TIMEPOINT, CELL_TYPE):
         check_column(bulk.obs, key, key, "Make the rows with la.pp.pseudobulk(cohort).")
     x = bulk.X.toarray() if sp.issparse(bulk.X) else np.asarray(bulk.X)
     n = len(x)
     cells = bulk.obs["n_cells"].to_numpy(float) if "n_cells" in bulk.obs else np.ones(n)
-    lineage = pd.Categorical(bulk.obs[LINEAGE].astype(str)).codes
+    cell_type = pd.Categorical(bulk.obs[CELL_TYPE].astype(str)).codes
     code, samples = pd.factorize(bulk.obs[SAMPLE].astype(str))
-    within = x - _group_means(lineage, x, np.ones(n))[lineage]
+    within = x - _group_means(cell_type, x, np.ones(n))[cell_type]
     profile = _group_means(code, within, cells)
     first = np.unique(code, return_index=True)[1]
     obs = bulk.obs.iloc[first][[SAMPLE, PATIENT, TIMEPOINT]].set_axis(samples)
-    obs = obs.assign(**{LINEAGE: pd.Categorical([ALL] * len(samples))})
+    obs = obs.assign(**{CELL_TYPE: pd.Categorical([ALL] * len(samples))})
     return anndata.AnnData(profile, obs=obs, var=pd.DataFrame(index=bulk.var_names))
 
 # %% ../../nbs/tl/305_networks.ipynb #8faeb19f
@@ -396,7 +396,7 @@ LEAST_PATIENTS = 5
 
 
 def network_rows(
-    profiles: AnnData,  # from library_profiles
+    profiles: AnnData,  # from sample_profiles
 ) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:  # network -> positions of rows, patients
     """Which samples make which network: one a timepoint, and `all` for visits within patients.
 
@@ -422,7 +422,7 @@ def network_rows(
 
 # %% ../../nbs/tl/305_networks.ipynb #aac9162d
 def one_network(
-    profiles: AnnData,  # from library_profiles, the genes of the network
+    profiles: AnnData,  # from sample_profiles, the genes of the network
     rows: np.ndarray,  # positions
     within: np.ndarray | None,  # patients of the rows, or None
     *,

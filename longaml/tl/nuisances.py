@@ -15,7 +15,7 @@ from anndata import AnnData
 from scipy import stats
 
 from longaml.core import (
-    LINEAGE,
+    CELL_TYPE,
     PATIENT,
     SAMPLE,
     TIMEPOINT,
@@ -23,16 +23,14 @@ from longaml.core import (
     progress,
     rng_for,
 )
-from ..pp.preprocessing import log_per_10k, thin
+from ..pp.preprocessing import downsample, log_per_10k
 
 # %% ../../nbs/tl/301_nuisances.ipynb #5051454e
 @dataclass
 class _Profiles:
     "Mean counts per 10,000 of each sample and cell type."
 
-    info: (
-        pd.DataFrame
-    )  # a row for each: sample, patient, timepoint, lineage, n, share of the sample
+    info: pd.DataFrame  # sample, patient, timepoint, cell_type, n, share of the sample; a row each
     mean: np.ndarray  # (rows, genes)
 
     @classmethod
@@ -41,17 +39,17 @@ class _Profiles:
         counts = sp.csr_matrix(counts_of(adata))
         total = np.asarray(counts.sum(1)).ravel()
         scaled = sp.csr_matrix(sp.diags_array(1e4 / np.maximum(total, 1)) @ counts)
-        code = adata.obs.groupby([SAMPLE, LINEAGE], observed=True).ngroup().to_numpy()
+        code = adata.obs.groupby([SAMPLE, CELL_TYPE], observed=True).ngroup().to_numpy()
         n = np.bincount(code)
         averaging = sp.csr_matrix((1 / n[code], (code, np.arange(len(code)))))
-        keys = {k: (k, "first") for k in (SAMPLE, PATIENT, TIMEPOINT, LINEAGE)}
+        keys = {k: (k, "first") for k in (SAMPLE, PATIENT, TIMEPOINT, CELL_TYPE)}
         groups = adata.obs.assign(code=code, total=total).groupby("code")
         info = groups.agg(**keys, n=("total", "size"))
         info["share"] = info["n"] / info.groupby(SAMPLE, observed=True)["n"].transform("sum")
         return cls(info, (averaging @ scaled).toarray())
 
     def _types(self, rows: list[int]) -> set:
-        return set(self.info.loc[rows, LINEAGE])
+        return set(self.info.loc[rows, CELL_TYPE])
 
     def changes(
         self,
@@ -63,12 +61,12 @@ class _Profiles:
         info = self.info
         types = sorted(self._types(later) | self._types(earlier))
         others = (info[PATIENT] != patient).to_numpy()
-        rows = [np.flatnonzero(others & (info[LINEAGE] == k).to_numpy()) for k in types]
+        rows = [np.flatnonzero(others & (info[CELL_TYPE] == k).to_numpy()) for k in types]
         everything = self.mean[others].mean(0)
         profile = np.stack([self.mean[r].mean(0) if len(r) else everything for r in rows])
 
         def bulk(sample):  # the sample's mixture of the other patients' profiles
-            shares = info.loc[sample].set_index(LINEAGE)["share"].reindex(types).fillna(0)
+            shares = info.loc[sample].set_index(CELL_TYPE)["share"].reindex(types).fillna(0)
             return shares.to_numpy() @ profile
 
         after = bulk(later)
@@ -93,7 +91,7 @@ def _depth_change(
     chosen = counts[rng.permutation(cells[deep])[:max_cells]]
     kept = depth[1 - deep] / depth[deep] * np.asarray(chosen.sum(1)).ravel()
     full = log_per_10k(chosen).mean(0)
-    downsampled = log_per_10k(thin(chosen, kept, rng)).mean(0)
+    downsampled = log_per_10k(downsample(chosen, kept, rng)).mean(0)
     change = np.asarray(full - downsampled).ravel()
     return change if deep == 0 else -change
 
@@ -132,7 +130,7 @@ def explanations(
         {"abundance": np.asarray(counts.mean(0)).ravel(), **dict(zip(NUISANCES, change))},
         index=adata.var_names,
     )
-    if profiles.info[LINEAGE].nunique() == 1:
+    if profiles.info[CELL_TYPE].nunique() == 1:
         out[["composition", "ambient"]] = np.nan  # one cell type: its share cannot change
     out.attrs["depth_p"] = float(stats.ttest_1samp(ratio, 0).pvalue) if len(ratio) > 1 else np.nan
     return out

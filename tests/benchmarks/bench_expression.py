@@ -42,12 +42,12 @@ def pseudobulk(genes, patients):
             for t in ("DX", "REM", "REL")
             if rng.random() < 0.8
         ],
-        columns=["patient", "timepoint", "sample", "lineage", "n_cells"],
+        columns=["patient", "timepoint", "sample", "cell_type", "n_cells"],
     )
     obs["timepoint"] = pd.Categorical(obs["timepoint"], ["DX", "REM", "REL"], ordered=True)
-    obs = obs.astype({"patient": "category", "sample": "category", "lineage": "category"}).set_axis(
-        obs["sample"].to_numpy()
-    )
+    obs = obs.astype(
+        {"patient": "category", "sample": "category", "cell_type": "category"}
+    ).set_axis(obs["sample"].to_numpy())
     level, spread = rng.gamma(1.0, 1.0, genes), rng.gamma(4.0, 0.1, genes)
     x = np.clip(level + spread * rng.normal(size=(len(obs), genes)), 0, None)
     return anndata.AnnData(

@@ -76,7 +76,7 @@ def build(folder):
                 [t for _, t, _ in rows], ["DX", "REM", "REL"], ordered=True
             ),
             "sample": [f"{p}_{t}" for p, t, _ in rows],
-            "lineage": "all",
+            "cell_type": "all",
         },
         index=[f"{p}_{t}:CELL{i:05d}" for p, t, i in rows],
     )

@@ -285,7 +285,7 @@ def main():
     print(
         f"low rank, {genes:,} genes, hidden {hidden}: spectrum {r['seconds']:.2f} s, 20 strongest "
         f"of {n_pairs:,} pairs {r['pairs']:.2f} s; peak memory of the process {r['peak']:,.0f} MiB "
-        f"({r['before']:,.0f} of them before, for the libraries)",
+        f"({r['before']:,.0f} of them before, for the samples)",
         flush=True,
     )
     n, genes, epochs = (200, 300, 2) if quick else (2700, 10_000, 5)

@@ -49,7 +49,7 @@ def jobs_of(sets, size):
     folds = la.pp.patient_folds(sets.patients, n_folds=size.folds)
     labels = [
         np.array([[sets.timepoints.index(a[s]) for s in row] for row in sets.samples])
-        for a in la.tl.permute_libraries(
+        for a in la.tl.permute_samples(
             la.tl.permutation.design_of(sets), n=size.permutations
         ).assignments
     ]
@@ -73,7 +73,7 @@ def best(side, repeats):
 
 def compare(size):
     "Time both sides and print what came out: the largest difference of a logit between them."
-    sets = la.pp.state_sets(
+    sets = la.pp.timepoint_pairs(
         la.pp.bags(
             la.datasets.simulate_cohort(
                 size.preset, n_patients=size.patients, n_genes=size.genes, seed=0

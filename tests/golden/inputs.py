@@ -1,6 +1,6 @@
 """The inputs of the cases: small simulated data with fixed seeds, and a filtered real screen.
 
-Each function writes to the path it is given. They use the library of the checkout that is tested.
+Each function writes to the path it is given. They use the package of the checkout that is tested.
 """
 
 import os
@@ -40,7 +40,7 @@ def visits(path: Path) -> None:
 
 
 def bulk(path: Path) -> None:
-    """A row per library, in the package's own columns."""
+    """A row per sample, in the package's own columns."""
     la.datasets.write_geo(
         la.datasets.simulate_cohort("bulk", n_patients=8, n_genes=150, n_drivers=8, seed=3), path
     )
@@ -49,7 +49,12 @@ def bulk(path: Path) -> None:
 def tidy(path: Path) -> None:
     """Columns, a layer and gene symbols with names of their own."""
     a = _cohort()
-    obs = {"donor": "patient", "day": "timepoint", "cluster": "cell_type", "tumour": "malignant"}
+    obs = {
+        "donor": "patient",
+        "day": "timepoint",
+        "cluster": "base_cell_type",
+        "tumour": "malignant",
+    }
     frame = pd.DataFrame({new: a.obs[old].astype(str) for new, old in obs.items()})
     counts = sp.csr_matrix(a.X).astype(np.float32)
     var = pd.DataFrame({"symbol": a.var_names}, index=[f"ENSG{i:011d}" for i in range(a.n_vars)])
@@ -91,8 +96,8 @@ def labelled(path: Path) -> None:
     a = la.datasets.simulate_cohort(
         "small", n_patients=6, n_cells=70, n_genes=120, n_drivers=6, composition=0.0, seed=2
     )
-    a = a[a.obs["cell_type"].isin(["T", "B", "Mono"]).to_numpy()]
-    columns = {"type": "cell_type", "donor": "patient", "lane": "sample"}
+    a = a[a.obs["base_cell_type"].isin(["T", "B", "Mono"]).to_numpy()]
+    columns = {"type": "base_cell_type", "donor": "patient", "lane": "sample"}
     obs = pd.DataFrame({new: a.obs[old].astype(str) for new, old in columns.items()})
     ad.AnnData(a.X.copy(), obs=obs, var=a.var[[]]).write_h5ad(path)
 
