@@ -876,9 +876,8 @@ def test_timepoints_with_spaces_and_slashes(tmp_path, capsys):
     a.obs["timepoint"] = (
         a.obs["timepoint"].astype(str).map({"before": "Day 0", "after": "D+14 / late"})
     )
-    ad.AnnData(
-        a.X, obs=a.obs[["patient", "timepoint", "cell_type"]].astype(str), var=a.var[[]]
-    ).write_h5ad(tmp_path / "c.h5ad")
+    columns = a.obs[["patient", "timepoint"]].assign(cell_type=a.obs["base_cell_type"])
+    ad.AnnData(a.X, obs=columns.astype(str), var=a.var[[]]).write_h5ad(tmp_path / "c.h5ad")
     succeed(
         "run",
         "--no-report",
@@ -1101,7 +1100,7 @@ def gap(a):
         (None, KEYS[:4], "Pass --timepoints A,B in order of time"),
         (None, [], "Pass --patient-key COLUMN."),
         (None, [*KEYS, "--models", "logistics"], "Did you mean 'logistic'?"),
-        (None, [*KEYS, "--task", "states"], "Did you mean 'timepoint'?"),
+        (None, [*KEYS, "--task", "timepoints"], "Did you mean 'timepoint'?"),
         (None, [*KEYS, "--nulls", "0"], "at least 1 permutation"),
         (None, [*KEYS, "--device", "tpu"], "device is 'tpu'"),
     ],

@@ -14,6 +14,7 @@ NAMES = {
     "checks": "audit as_ranking",
     "ranking": "stability power",
     "expression": "differential_expression deseq2 as_scanpy",
+    "gene_tests": "de",
     "factors": "fit_factors factor_changes",
     "networks": "correlation_matrix",
     "block_decomposition": "bdm",
