@@ -7,7 +7,7 @@ __all__ = ['DEFAULT_DESIGN', 'COLUMNS', 'TestOptions', 'sample_columns', 'cauchy
 
 # %% ../../nbs/tl/315_gene_tests.ipynb #gene_t03
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from longaml.core import (
     contrast_name,
     contrasts,
     input_kind,
+    listing,
     log,
     progress,
     timepoints_of,
@@ -191,7 +192,11 @@ def _directions(fit: _Fit, obs: pd.DataFrame, pair: Sequence[str] | None) -> np.
 
 def _table(fit: _Fit, asked: "_Asked", obs: pd.DataFrame, how: TestOptions) -> pd.DataFrame:
     "A row a gene."
-    tests = _tests(fit, contrast_of(fit.design, asked.contrast), how)
+    contrast = contrast_of(fit.design, asked.contrast)
+    tests = _tests(fit, contrast, how)
+    if len(contrast.weights) > 1:  # an F-test has no single effect
+        nothing = np.full(len(tests.effect), np.nan)
+        tests = replace(tests, effect=nothing, standard_error=nothing)
     changes = _directions(fit, obs, asked.pair)
     half = stats.t.ppf(0.975, tests.df) * tests.standard_error
     same = (np.sign(changes) == np.sign(tests.effect)).sum(0)
@@ -232,7 +237,6 @@ def _over_cell_types(tables: pd.DataFrame) -> pd.DataFrame:
         p = t.pivot(index="gene", columns="cell_type", values="p_value")
         weight = 1 / error**2
         mean = (effect * weight).sum(axis=1) / weight.sum(axis=1)
-        se = 1 / np.sqrt(weight.sum(axis=1))
         by_gene = t.groupby("gene")
         combined = cauchy_combination(p.to_numpy().T)
         row = pd.DataFrame(
@@ -241,16 +245,16 @@ def _over_cell_types(tables: pd.DataFrame) -> pd.DataFrame:
                 "cell_type": ALL,
                 "gene": effect.index,
                 "log2_fold_change": mean.to_numpy(),
-                "standard_error": se.to_numpy(),
-                "ci_low": (mean - 1.96 * se).to_numpy(),
-                "ci_high": (mean + 1.96 * se).to_numpy(),
+                "standard_error": np.nan,  # cell types share patients: no interval from their own
+                "ci_low": np.nan,
+                "ci_high": np.nan,
                 "statistic": stats.norm.isf(combined / 2) * np.sign(mean.to_numpy()),
-                "df": np.inf,
+                "df": np.nan,
                 "p_value": combined,
                 "q_value": stats.false_discovery_control(combined),
                 "mean_expression": by_gene["mean_expression"].mean().to_numpy(),
                 "n_patients": by_gene["n_patients"].max().to_numpy(),
-                "n_same_direction": by_gene["n_same_direction"].max().to_numpy(),
+                "n_same_direction": np.nan,
             }
         )
         rows.append(row)
@@ -313,7 +317,8 @@ class _Left:
     "Cell types and contrasts that are not tested, and why."
 
     def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str]] = []
+        self.rows: list[tuple[str, str, str]] = []  # contrast, cell type, why
+        self.error: InputError | None = None  # the first design that could not be fitted
 
     def testable(
         self, obs: pd.DataFrame, cell_type: str, wanted: list[_Asked], least: int
@@ -328,9 +333,10 @@ class _Left:
                 kept.append(one)
         return kept
 
-    def frame(self) -> pd.DataFrame:
-        "One row for each."
-        return pd.DataFrame(self.rows, columns=["contrast", "cell_type", "why"])
+    def refuse(self, asked: list[_Asked], cell_type: str, error: InputError) -> None:
+        "Note that a design cannot be fitted in a cell type."
+        self.error = self.error or error
+        self.rows += [(one.name, cell_type, str(error)) for one in asked]
 
 
 def de(
@@ -353,8 +359,10 @@ def de(
     of a patient share a random effect, as one correlation for all genes (Smyth, Michaud and Scott,
     2005), so patients seen once take part; `~ patient + timepoint` makes it a fixed block instead.
     Variances are moderated on a trend over abundance; p-values are taken over what a gene's
-    variance may be (Ignatiadis and Sen, 2023), or from limma's moderated t. Rows `all` combine
-    the cell types: effects by inverse variance, p-values for a change in any of them (Cauchy).
+    variance may be (Ignatiadis and Sen, 2023), or from limma's moderated t, which the statistic and
+    the interval always are. With random="gene" variances are not moderated. Rows `all` combine the
+    cell types: the mean effect by inverse variance, without an interval because cell types share
+    patients, and p-values for a change in any of them (Cauchy).
     q-values are of each table (Benjamini and Hochberg, 1995); `q_value_overall` of all cell types
     of a contrast together.
     """
@@ -376,11 +384,18 @@ def de(
         if not tested:
             continue
         counts = dense_counts(part.layers[COUNTS])
-        fit = _fitted(counts, design_of_formula(obs, design), how)
+        try:
+            fit = _fitted(counts, design_of_formula(obs, design), how)
+            rows = [_table(fit, one, obs, how) for one in tested]
+        except InputError as e:  # a cell type can lack what others have
+            left.refuse(tested, str(kind), e)
+            continue
         correlations[str(kind)] = fit.correlation
-        for one in tested:
-            table = _table(fit, one, obs, how).assign(gene=part.var_names[fit.genes])
-            tables.append(table.assign(contrast=one.name, cell_type=str(kind)))
+        genes = part.var_names[fit.genes]
+        for one, table in zip(tested, rows):
+            tables.append(table.assign(gene=genes, contrast=one.name, cell_type=str(kind)))
+    if not tables and left.error is not None:
+        raise left.error
     if not tables:
         whys = "; ".join(f"{c}, {k}: {w}" for c, k, w in left.rows[:4])
         raise InputError(f"nothing can be tested: {whys}", parameter="min_patients")
@@ -402,9 +417,8 @@ def de(
     )
     found.attrs |= {
         "design": design,
-        "not_tested": left.frame(),
+        "not_tested": left.rows,
         "correlation": correlations,
     }
-    for c, k, why in left.rows:
-        log.info("%s, %s: not tested: %s", c, k, why)
+    log.info("not tested: %s", listing("; ".join(r) for r in left.rows) or "nothing")
     return found

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .linear_models import fit_linear
+from .normalization import voom_log_cpm
 
 # %% ../../nbs/tl/314_precision_weights.ipynb #precis06
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def voom(
     Genes are fitted without weights; the root of each standard deviation is drawn over the mean
     log count; a value's weight is what this curve says at its fitted count.
     """
-    y = np.log2((counts + 0.5) / (sizes[:, None] + 1) * 1e6)
+    y = voom_log_cpm(counts, sizes)
     fits = fit_linear(y, design, weights, root)
     level = y.mean(0) + np.mean(np.log2(sizes + 1)) - np.log2(1e6)
     spread = np.sqrt(np.sqrt(fits.variance))
