@@ -333,6 +333,12 @@ class _Left:
                 kept.append(one)
         return kept
 
+    def reason(self) -> InputError:
+        "Why nothing can be tested."
+        whys = "; ".join(f"{c}, {k}: {w}" for c, k, w in self.rows[:4])
+        few = InputError(f"nothing can be tested: {whys}", parameter="min_patients")
+        return self.error or few
+
     def refuse(self, asked: list[_Asked], cell_type: str, error: InputError) -> None:
         "Note that a design cannot be fitted in a cell type."
         self.error = self.error or error
@@ -394,11 +400,8 @@ def de(
         genes = part.var_names[fit.genes]
         for one, table in zip(tested, rows):
             tables.append(table.assign(gene=genes, contrast=one.name, cell_type=str(kind)))
-    if not tables and left.error is not None:
-        raise left.error
     if not tables:
-        whys = "; ".join(f"{c}, {k}: {w}" for c, k, w in left.rows[:4])
-        raise InputError(f"nothing can be tested: {whys}", parameter="min_patients")
+        raise left.reason()
     found = pd.concat(tables, ignore_index=True)[COLUMNS]
     overall = [
         pd.Series(stats.false_discovery_control(t["p_value"]), t.index)
