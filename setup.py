@@ -45,7 +45,10 @@ setup(
         *(f"Programming Language :: Python :: 3.{m}" for m in range(minor, 14)),
     ],
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
-    package_data={f"{cfg['lib_path']}.experiment": ["templates/*"]},  # of the report
+    package_data={
+        f"{cfg['lib_path']}.experiment": ["templates/*"],  # of the report
+        f"{cfg['lib_path']}.pp": ["corrections/*.csv"],  # of labels
+    },
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require=extras,

@@ -247,11 +247,15 @@ def atomic_path(
 def slug(
     name: str,  # a timepoint's, contrast's or class's name
 ) -> str:  # letters, digits, `_`, `.` and `-` only; different names give different ones
-    "A name as a file name."
-    clean = re.sub(r"[^\w.-]+", "_", str(name)).strip("_.-")
-    if clean == str(name):
+    """A name as a file name: at most 87 bytes, and it begins with a letter or a digit.
+
+    The name itself where it can be a file name; else what is left of it, and a hash."""
+    text = str(name)
+    clean = re.sub(r"[^\w.-]+", "_", text).strip("_.-")
+    clean = clean.encode()[:80].decode(errors="ignore").rstrip("_.-")
+    if clean and clean == text:
         return clean
-    return f"{clean}-{hashlib.sha256(str(name).encode()).hexdigest()[:6]}"
+    return f"{clean or 'name'}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 # %% ../nbs/000_core.ipynb #9133b5b4
 def check_cohort(

@@ -1079,10 +1079,6 @@ def put(value):
     return change
 
 
-def gap(a):
-    a.obs.iloc[3, 0] = None
-
-
 @pytest.mark.parametrize(
     "change,args,said",
     [
@@ -1090,7 +1086,6 @@ def gap(a):
         (put(-1), KEYS, "below zero"),
         (put(0.5), KEYS, "fractional counts"),
         (put(np.nan), KEYS, "missing or infinite"),
-        (gap, KEYS, "have no patient"),
         (None, ["--patient-key", "whom", *KEYS[2:]], "no patient column 'whom'"),
         (None, [*KEYS[:2], "--timepoint-key", "wen", *KEYS[4:]], "Did you mean 'when'?"),
         (None, [*KEYS[:4], "--timepoints", "A,C"], "timepoint 'C'"),

@@ -28,6 +28,8 @@ from longaml.core import (
     device_for,
 )
 from longaml.experiment.driver import (
+    COUNTS_OPTION,
+    SYMBOLS_OPTION,
     Command,
     Config,
     Device,
@@ -35,6 +37,7 @@ from longaml.experiment.driver import (
     Folder,
     Option,
     ReadOptions,
+    label_check,
 )
 from .files import check_new_h5ad
 from .store import Run
@@ -54,6 +57,7 @@ class PreviousOptions(Config):
         str | None,
         Option("Column of clones to follow over time; else cell types are followed.", "COLUMN"),
     ] = None
+    relabel: Annotated[str | None, _READ["relabel"]] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,8 @@ class TrainConfig(Folder):
     ] = False
     read: Annotated[dict, PreviousOptions] = field(default_factory=dict)  # of read_cohort
     layer: Annotated[str | None, LAYER] = None
+    counts: Annotated[str | None, COUNTS_OPTION] = None
+    gene_symbols: Annotated[str | None, SYMBOLS_OPTION] = None
     n_folds: Annotated[
         int, Option("Folds of donors, or of blocks of cells.", "N", name="--folds", least=2)
     ] = 5
@@ -114,6 +120,13 @@ class TrainingCells:
 
     cells: Any  # AnnData from labelled_cells
     before: Any  # Previous, or None
+    labels: Any = None  # LabelCheck of the cohort that was read, or None
+
+
+def _given_values(config):
+    "How values and genes are read, as far as the user said."
+    given = {key: getattr(config, key) for key in ("layer", "counts", "gene_symbols")}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def _cohort_with_clones(path, columns):
@@ -138,21 +151,20 @@ def _training_cells(config):
         given = {"label_key": config.label_key, "patient_key": config.donor_key}
         cells = pp.formats.read_h5ad(config.cells)
         return TrainingCells(
-            pp.cells.labelled_cells(cells, seed=config.seed, layer=config.layer, **given), None
+            pp.cells.labelled_cells(cells, seed=config.seed, **_given_values(config), **given), None
         )
-    columns = dict(config.read)
+    columns = _given_values(config) | config.read
     if config.donor_key:
         columns.setdefault("patient_key", config.donor_key)
-    if config.layer:
-        columns.setdefault("layer", config.layer)
     adata = _cohort_with_clones(config.cells, columns)
+    labels = label_check(adata)
     pp.tokens.check_clones(adata, config.label_key)
     given = {"label_key": config.label_key, "patient_key": PATIENT}
     cells = pp.cells.labelled_cells(adata, seed=config.seed, **given)
     before = pp.tokens.previous_bags(adata, seed=config.seed)
     known = adata.obs_names.get_indexer(cells.obs_names)
     cells.obs[CLONE] = pp.tokens.followed(adata)[known]
-    return TrainingCells(cells, before.take(known))
+    return TrainingCells(cells, before.take(known), labels)
 
 # %% ../../nbs/experiment/713_celltype.ipynb #57e72637
 class TrainCelltype(Experiment):
@@ -176,6 +188,7 @@ class TrainCelltype(Experiment):
             "read": config.read,
             "n_folds": config.n_folds,
             "epochs": config.training().epochs,
+            **{k: v for k, v in _given_values(config).items() if k != "layer"},
         }
 
     def inputs(self) -> list[Path]:
@@ -342,6 +355,8 @@ class AnnotateConfig(Config):
     ] = "balanced"
     read: Annotated[dict, WithPatient] = field(default_factory=dict)  # of read_cohort
     layer: Annotated[str | None, LAYER] = None
+    counts: Annotated[str | None, COUNTS_OPTION] = None
+    gene_symbols: Annotated[str | None, SYMBOLS_OPTION] = None
 
 
 class AnnotateCells(Command):
@@ -357,17 +372,16 @@ class AnnotateCells(Command):
         config = self.config
         check_new_h5ad(config.out)
         fitted = models.celltype.trained_celltype(config.model)
-        layer = config.layer
+        how: dict[str, Any] = {"threshold": config.threshold, "prior": config.prior}
         if fitted.preprocessing["encoding"]["previous"]:
-            columns = config.read | ({"layer": layer} if layer else {})
-            adata = _cohort_with_clones(config.cells, columns)
-            layer = None
+            adata = _cohort_with_clones(config.cells, config.read | _given_values(config))
+            label_check(adata)
         else:
             adata = pp.formats.read_h5ad(config.cells)
-        how: dict[str, Any] = {"threshold": config.threshold, "prior": config.prior, "layer": layer}
+            how |= _given_values(config)
         named = models.annotate(adata, fitted, **how)
         with atomic_path(config.out) as tmp:
-            named.write_h5ad(tmp, compression="gzip")
+            pp.formats.write_h5ad(named, tmp)
         counts = named.obs["celltype_predicted"].value_counts()
         table = counts.rename_axis("type").rename("cells").reset_index().query("cells > 0")
         lines = [*_annotation_lines(adata, fitted, table), f"wrote {config.out}"]

@@ -15,7 +15,15 @@ from typing import Annotated, Any
 
 from .. import datasets, pp
 from ..core import PATIENT, SAMPLE, UNS, InputError
-from .driver import COHORT_HELP, Command, Config, Option, ReadOptions, Seed
+from longaml.experiment.driver import (
+    COHORT_HELP,
+    Command,
+    Config,
+    Option,
+    ReadOptions,
+    Seed,
+    label_check,
+)
 from .folder import check_out, check_writable
 
 # %% ../../nbs/experiment/712_files.ipynb #54cb4cf4
@@ -120,6 +128,7 @@ class Convert(Command):
         config = self.config
         check_new_h5ad(config.out)
         adata = pp.read_cohort(config.cohort, **config.read)
+        label_check(adata)
         pp.save_cohort(adata, config.out)
         return {"cohort": adata, "summary": f"wrote {_size(adata)} to {config.out}"}
 

@@ -16,7 +16,14 @@ import pandas as pd
 
 from .. import pl, pp, tasks
 from ..core import PATIENT, SAMPLE, UNS, InputError, device_for, progress
-from .driver import Device, Experiment, Folder, Option
+from longaml.experiment.driver import (
+    COUNTS_OPTION,
+    SYMBOLS_OPTION,
+    Device,
+    Experiment,
+    Folder,
+    Option,
+)
 from .store import Run, slug
 
 # %% ../../nbs/experiment/707_modules.ipynb #92306739
@@ -44,6 +51,8 @@ class ModulesConfig(Folder):
         Option("Column that names the sample; 'sample' if there is one.", "COLUMN"),
     ] = None
     layer: Annotated[str | None, Option("Layer with the counts (.h5ad).", "NAME")] = None
+    counts: Annotated[str | None, COUNTS_OPTION] = None
+    gene_symbols: Annotated[str | None, SYMBOLS_OPTION] = None
     n_genes: Annotated[
         int, Option("Most variable genes that are read.", "N", name="--genes", least=2)
     ] = 2000
@@ -65,7 +74,9 @@ class ModulesConfig(Folder):
     def columns(self) -> dict[str, str | None]:
         "How the cells are read."
         keys = ("label_key", "patient_key", "sample_key", "layer")
-        return {key: getattr(self, key) for key in keys}
+        given = {key: getattr(self, key) for key in keys}
+        values = {key: getattr(self, key) for key in ("counts", "gene_symbols")}
+        return given | {key: value for key, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,16 @@ import pandas as pd
 
 from .. import pl, pp, tasks
 from ..core import InputError, atomic_path, device_for, listing
-from .driver import Config, Device, Experiment, Folder, Option, model_choices
+from longaml.experiment.driver import (
+    COUNTS_OPTION,
+    SYMBOLS_OPTION,
+    Config,
+    Device,
+    Experiment,
+    Folder,
+    Option,
+    model_choices,
+)
 from .store import Run
 
 # %% ../../nbs/experiment/708_perturb.ipynb #ad504214
@@ -72,6 +81,8 @@ class ScreenOptions(Config):
         str | None, Option("Between the members of a combination; '+' if left out.", "TEXT")
     ] = None
     layer: Annotated[str | None, Option("Layer with the counts (.h5ad).", "NAME")] = None
+    counts: Annotated[str | None, COUNTS_OPTION] = None
+    gene_symbols: Annotated[str | None, SYMBOLS_OPTION] = None
 
 
 @dataclass(frozen=True, kw_only=True)

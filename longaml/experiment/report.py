@@ -127,6 +127,7 @@ def contents(
         "inputs": inputs_of(run),
         "questions": [QUESTIONS[t] for t in tasks_of(run)],
         "notes": [line.removeprefix("note: ") for line in notes],
+        "doubts": run.get("labels_in_doubt", []),
         "samples": samples is not None,
         "counts": samples is not None and "counts" in samples,
         "cell_types": samples is not None and bool((samples[CELL_TYPE] != ALL).any()),

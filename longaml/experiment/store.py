@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core import atomic_path, log
+from ..core import atomic_path, log, slug
 from longaml.experiment.folder import (
     LOCK,
     Claim,
@@ -30,7 +30,6 @@ from longaml.experiment.folder import (
     check_writable,
     leftovers,
     read_manifest,
-    slug,
 )
 from .results import checksum, load_result, save_result, versions
 

@@ -26,6 +26,7 @@ from .linear_tokens import linear_features, split_tokens, start_linear, token_se
 from .scbmlp import class_loss
 from .training import Fitted, Training, fit
 from .transformer import Block
+from ..pp.slots import with_values
 from ..pp.token_data import TokenData, TokenRows, token_data
 from ..pp.token_files import labelled_tokens
 from longaml.pp.tokens import (
@@ -435,12 +436,20 @@ def annotate(
     threshold: float = 0.5,  # cells whose best type is less probable are called unknown
     before: Previous | None = None,  # see `celltype_tokens`
     layer: str | None = None,  # see `Cells`
+    counts: str = "whole",  # "round", "log", "log2", "log10"; see `la.pp.as_cohort`
+    gene_symbols: str | None = None,  # column of `var`, GTF or table; see `la.pp.as_cohort`
     prior: str | Mapping[str, float] = "balanced",  # see `celltype_proba`
 ) -> AnnData:  # a copy with obs["celltype_predicted"] and obs["celltype_probability"]
     "Name the type of every cell."
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold is {threshold}; expected a probability, 0 to 1")
-    proba = celltype_proba(model, adata, before=before, layer=layer, prior=prior)
+    values = adata
+    if counts != "whole" or gene_symbols is not None:
+        values = with_values(adata, layer, counts, gene_symbols)
+        layer = None
+        if "previous" in adata.layers:
+            values.layers["previous"] = adata.layers["previous"]
+    proba = celltype_proba(model, values, before=before, layer=layer, prior=prior)
     best = proba.max(axis=1)
     names = np.where(best >= threshold, proba.idxmax(axis=1), UNKNOWN)
     out = adata.copy()

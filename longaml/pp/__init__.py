@@ -12,6 +12,7 @@ from .. import attach_names
 NAMES = {
     "cohort": "as_cohort save_cohort",
     "reading": "read_cohort",
+    "plausibility": "check_labels",
     "preprocessing": (
         "normalize variable_genes pseudobulk bags sequences timepoint_pairs patient_folds "
         "downsample"

@@ -88,7 +88,7 @@ def gene_times(
     values = pd.DataFrame(bulk[:, genes].X.toarray() / np.log(2), columns=genes)
     patient = obs[PATIENT].astype(str)
     both = [patient, obs[CELL_TYPE].astype(str)]
-    seen = obs.groupby(both)[TIMEPOINT].transform("size") > 1
+    seen = obs[TIMEPOINT].astype(str).groupby(both).transform("nunique") > 1
     centred = (values - values.groupby(both).transform("mean"))[seen]
     cells = obs["n_cells"].astype(float)[seen]
     when = pd.Categorical(obs[TIMEPOINT][seen], timepoints_of(bulk), ordered=True)

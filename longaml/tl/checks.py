@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'FAILED', 'PASSED', 'LEFT_OUT', 'NOT_ASSESSED', 'UNKNOWN_COMPOSITION', 'CHECKS', 'CHECK_NAMES',
-           'input_change', 'with_our_names', 'as_ranking', 'Evidence', 'Finding', 'finding', 'Check', 'run_checks',
-           'audit']
+           'input_change', 'with_our_names', 'read_ranking', 'as_ranking', 'Evidence', 'Finding', 'finding', 'Check',
+           'run_checks', 'audit']
 
 # %% ../../nbs/tl/302_checks.ipynb #9cd4d90f
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from longaml.core import (
     rng_for,
     timepoints_of,
 )
+from ..pp.genes import name_text
 from .nuisances import explained_shares, explanations
 from .permutation import design_of
 
@@ -75,6 +77,22 @@ def with_our_names(
     return table
 
 
+def read_ranking(
+    path: str | Path,  # CSV in longaml's, scanpy's, Seurat's, DESeq2's or edgeR's columns
+) -> pd.DataFrame:  # genes as text, as they are written; see `as_ranking`
+    "A ranking from a file, in which a gene may be called NA or 7157."
+    columns = list(pd.read_csv(path, nrows=0).columns)
+    names = {n.lower() for n in (*ALIASES["gene"], "model", "contrast")}
+    text = [c for c in columns if c.lower() in names]
+    words = ["", "NA", "N/A", "nan", "NaN", "NAN", "null", "NULL", "None", "#N/A", "<NA>"]
+    return pd.read_csv(
+        path,
+        dtype=dict.fromkeys(text, str),
+        keep_default_na=False,
+        na_values={c: words for c in columns if c not in text},
+    )
+
+
 def as_ranking(
     table: pd.DataFrame,  # a ranking in longaml's, scanpy's, Seurat's, DESeq2's or edgeR's columns
     *,
@@ -83,7 +101,13 @@ def as_ranking(
 ) -> pd.DataFrame:
     "A ranking with longaml's column names; it needs genes and a score (or a rank)."
     t = with_our_names(table.copy())
-    check_column(t, "gene", "gene", "A ranking needs a column of gene names.")
+    genes = check_column(t, "gene", "gene", "A ranking needs a column of gene names.")
+    if missing := int(genes.isna().sum()):
+        raise InputError(
+            f"{missing} of {len(t)} rows of the ranking have no gene. pandas reads a gene called "
+            "NA or nan as a missing value: read the file with la.tl.checks.read_ranking(path)."
+        )
+    t["gene"] = [name_text(name) for name in genes]
     if "score" not in t.columns and "rank" in t.columns:
         t["score"] = -t["rank"].astype(float)
     check_column(t, "score", "score", "A ranking needs a score (larger is stronger) or a rank.")

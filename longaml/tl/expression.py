@@ -22,11 +22,13 @@ from longaml.core import (
     COUNTS,
     PATIENT,
     TIMEPOINT,
+    UNS,
     check_choice,
     check_column,
     contrast_name,
     contrast_pair,
     listing,
+    log,
     need,
     progress,
     timepoints_of,
@@ -99,12 +101,21 @@ def differential_expression(
     contrasts: Sequence[tuple[str, str]] | None = None,  # (later, earlier) pairs; None: all
     min_patients: int = 3,  # a cell type with fewer pairs is left out
 ) -> pd.DataFrame:  # contrast, cell_type, gene, patients, log2_fold_change, statistic, p, q
-    "Paired pseudobulk differential expression, the patient as block (moderated t; Smyth, 2004)."
+    """Paired pseudobulk differential expression, the patient as block (moderated t; Smyth, 2004).
+
+    A cell type with fewer patients than `min_patients` is left out of a contrast. What is left out
+    is logged and listed in the result's `attrs["left_out"]`: contrast, cell_type, patients."""
     tables = []
+    left_out = []
     for pair in contrasts or all_contrasts(timepoints_of(bulk)):
-        for cell_type in cell_types_of(bulk):
-            d = paired_differences(bulk, pair, cell_type=cell_type)
+        absent = list(bulk.uns.get(UNS, {}).get("cell_types_left_out", []))
+        for cell_type in [*cell_types_of(bulk), *absent]:
+            d = pd.DataFrame()
+            if cell_type not in absent:
+                d = paired_differences(bulk, pair, cell_type=cell_type)
             if len(d) < min_patients:
+                row = {"contrast": contrast_name(*pair), "cell_type": cell_type}
+                left_out.append({**row, "patients": len(d)})
                 continue
             t, p = moderated_t(d)
             columns = {
@@ -123,7 +134,15 @@ def differential_expression(
             f"no contrast has {min_patients} patients with both visits in one cell type; "
             "lower min_patients or check timepoints"
         )
-    return pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
+    table.attrs["left_out"] = left_out
+    if left_out:
+        log.warning(
+            "not tested, because fewer than %d patients have both visits: %s",
+            min_patients,
+            listing((f"{r['contrast']}, {r['cell_type']} ({r['patients']})" for r in left_out), 12),
+        )
+    return table
 
 # %% ../../nbs/tl/306_expression.ipynb #a95e168c
 def _with_both(obs: pd.DataFrame, contrast: tuple[str, str], cell_type: str) -> set[str]:
@@ -281,7 +300,7 @@ def deseq2(
     rows = bulk[
         ((bulk.obs[CELL_TYPE] == cell_type) & bulk.obs[TIMEPOINT].isin(contrast)).to_numpy()
     ]
-    visits = rows.obs[PATIENT].value_counts()
+    visits = rows.obs.groupby(PATIENT, observed=True)[TIMEPOINT].nunique()
     rows = rows[rows.obs[PATIENT].isin(visits.index[visits == 2]).to_numpy()]
     meta = pd.DataFrame(
         {

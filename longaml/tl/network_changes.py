@@ -37,6 +37,7 @@ from longaml.tl.networks import (
     centred,
     edge_strength_cut,
     gene_table,
+    one_sample_a_visit,
     sample_profiles,
     standard_scores,
     step_counts,
@@ -216,7 +217,7 @@ def _two_visits(data: AnnData, contrast: tuple[str, str]) -> pd.DataFrame:
     for t in contrast:
         check_choice(t, list(dict.fromkeys(obs[TIMEPOINT])), "timepoint")
     chosen = obs[obs[TIMEPOINT].isin(contrast)]
-    wide = chosen.pivot(index=PATIENT, columns=TIMEPOINT, values=SAMPLE)
+    wide = chosen.pivot(index=PATIENT, columns=TIMEPOINT, values=SAMPLE)  # one sample a visit
     wide = wide.reindex(columns=list(contrast)).dropna()
     if len(wide) < 2:
         raise ValueError(
@@ -246,6 +247,7 @@ class _TwoNetworks(NamedTuple):
                 "Make the rows with la.pp.bags(cohort) or "
                 "la.tl.networks.sample_profiles(la.pp.pseudobulk(cohort)).",
             )
+        data = one_sample_a_visit(data)
         visits = _two_visits(data, contrast)
         keys = [data.obs[SAMPLE].astype(str).to_numpy(), _cell_types_of_rows(data)]
         several = pd.MultiIndex.from_arrays(keys).duplicated().any()

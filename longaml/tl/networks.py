@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'FINE', 'SIGNS', 'STRENGTH', 'LEAST_PATIENTS', 'gene_table', 'centred', 'standard_scores',
-           'correlation_matrix', 'sample_profiles', 'step_counts', 'tail_p_values', 'correlation_test',
-           'edge_strength_cut', 'adjacency', 'binary_matrix', 'undirected_graph', 'centralities', 'network_rows',
-           'one_network']
+           'correlation_matrix', 'sample_profiles', 'one_sample_a_visit', 'step_counts', 'tail_p_values',
+           'correlation_test', 'edge_strength_cut', 'adjacency', 'binary_matrix', 'undirected_graph', 'centralities',
+           'network_rows', 'one_network']
 
 # %% ../../nbs/tl/305_networks.ipynb #7adc96fe
 from collections.abc import Callable, Sequence
@@ -172,6 +172,31 @@ def sample_profiles(
     obs = bulk.obs.iloc[first][[SAMPLE, PATIENT, TIMEPOINT]].set_axis(samples)
     obs = obs.assign(**{CELL_TYPE: pd.Categorical([ALL] * len(samples))})
     return anndata.AnnData(profile, obs=obs, var=pd.DataFrame(index=bulk.var_names))
+
+
+def one_sample_a_visit(
+    data: AnnData,  # rows of samples, from bags or sample_profiles
+) -> AnnData:  # the same where every visit has one sample
+    """Replicate samples of a visit as one sample, under the name of the first.
+
+    Rows of a sample (bags) stay apart by sample and cell type, so that a difference between
+    replicates makes no correlation; where a sample is one row, the rows of a visit are averaged."""
+    import anndata
+
+    obs = data.obs[[SAMPLE, PATIENT, TIMEPOINT]].astype(str)
+    visit = obs.groupby([PATIENT, TIMEPOINT]).ngroup().to_numpy()
+    first = obs.groupby(visit)[SAMPLE].transform("first")
+    if (first == obs[SAMPLE]).all():
+        return data
+    if not obs[SAMPLE].duplicated().any():
+        x = data.X.toarray() if sp.issparse(data.X) else np.asarray(data.X)
+        mean = pd.DataFrame(x).groupby(visit, sort=False).mean().to_numpy()
+        kept = (first == obs[SAMPLE]).to_numpy()
+        return anndata.AnnData(mean, obs=data.obs[kept], var=data.var)
+    types = data.obs[CELL_TYPE].astype(str) if CELL_TYPE in data.obs else [ALL] * len(obs)
+    within = [f"{k}, {s}" for k, s in zip(types, obs[SAMPLE])]
+    own = {SAMPLE: first.to_numpy(), CELL_TYPE: within}
+    return anndata.AnnData(data.X, obs=data.obs.assign(**own), var=data.var)
 
 # %% ../../nbs/tl/305_networks.ipynb #8faeb19f
 FINE = 1 << 18  # steps between 0 and 1 in which null values are counted, so that millions fit

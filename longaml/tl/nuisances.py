@@ -53,8 +53,8 @@ class _Profiles:
 
     def changes(
         self,
-        later: list[int],  # rows of the patient's later sample
-        earlier: list[int],  # rows of the earlier one
+        later: list[int],  # rows of the patient's later samples
+        earlier: list[int],  # rows of the earlier ones
         patient: str,  # the patient, whose own profiles are not used
     ) -> tuple[np.ndarray, np.ndarray]:  # (genes,) by composition, (genes,) by ambient RNA
         "Changes of log expression that composition and ambient RNA alone would make."
@@ -65,8 +65,10 @@ class _Profiles:
         everything = self.mean[others].mean(0)
         profile = np.stack([self.mean[r].mean(0) if len(r) else everything for r in rows])
 
-        def bulk(sample):  # the sample's mixture of the other patients' profiles
-            shares = info.loc[sample].set_index(CELL_TYPE)["share"].reindex(types).fillna(0)
+        def bulk(visit):  # the visit's mixture of the other patients' profiles
+            of_visit = info.loc[visit]
+            shares = of_visit.groupby(of_visit[CELL_TYPE].astype(str))["share"].sum()
+            shares = shares.reindex(types).fillna(0) / of_visit[SAMPLE].nunique()
             return shares.to_numpy() @ profile
 
         after = bulk(later)
@@ -119,8 +121,8 @@ def explanations(
         later, earlier = (part.index[part[TIMEPOINT] == t].tolist() for t in contrast)
         if not later or not earlier:
             continue
-        names = [str(profiles.info.at[rows[0], SAMPLE]) for rows in (later, earlier)]
-        cells = [np.flatnonzero(sample == name) for name in names]
+        names = [set(profiles.info.loc[rows, SAMPLE].astype(str)) for rows in (later, earlier)]
+        cells = [np.flatnonzero(np.isin(sample, list(own))) for own in names]
         depth = [np.median(np.asarray(counts[c].sum(1))) for c in cells]
         ratio.append(np.log(depth[0] / depth[1]))
         by_depth = _depth_change(counts, cells, depth, max_cells, rng_for(seed, "explain", patient))

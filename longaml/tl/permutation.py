@@ -70,7 +70,9 @@ def observed_assignment(
 
 @dataclass
 class Permutations:
-    "Distinct exchanges of samples between timepoints within patients, without the true one."
+    """Distinct exchanges of samples between timepoints within patients, without the true one.
+
+    Replicate samples of a visit move together, since they share what is special to the visit."""
 
     design: pd.DataFrame  # from design_of
     codes: np.ndarray  # (permutations, samples) codes of timepoints
@@ -92,7 +94,7 @@ class Permutations:
 
 # %% ../../nbs/tl/300_permutation.ipynb #e7072f7a
 def _orders(sizes: list[int], rng: np.random.Generator | None) -> Iterator[tuple]:
-    "An order of each patient's samples: random ones without end, or all in turn without `rng`."
+    "An order of each patient's visits: random ones without end, or all in turn without `rng`."
     if rng is None:
         yield from itertools.product(*(itertools.permutations(range(n)) for n in sizes))
         return
@@ -106,20 +108,24 @@ def permute_samples(
     n: int = 20,  # permutations wanted; all are listed where there are no more
     seed: int = 0,  # which ones
 ) -> Permutations:
-    "Distinct permutations of whole samples over each patient's observed timepoints."
+    """Distinct permutations of whole samples over each patient's observed timepoints.
+
+    All samples of one visit (replicates) get the same timepoint: visits are exchanged, so the
+    number of permutations does not grow with the number of replicates."""
     base = design[TIMEPOINT].cat.codes.to_numpy()
     patients = design[PATIENT].unique()
     rows = [np.flatnonzero((design[PATIENT] == p).to_numpy()) for p in patients]
-    movable = [r for r in rows if len(r) > 1]
+    visits = [np.unique(base[r]) for r in rows]
+    movable = [(r, v) for r, v in zip(rows, visits) if len(v) > 1]
     if not movable:
         raise ValueError(
-            f"no patient has two samples to exchange ({len(rows)} patients, {len(design)} "
+            f"no patient has two visits to exchange ({len(rows)} patients, {len(design)} "
             "samples); a null needs repeated visits"
         )
     mirror = design[TIMEPOINT].nunique() == 2
-    possible = math.prod(math.factorial(len(r)) for r in rows)
+    possible = math.prod(math.factorial(len(v)) for v in visits)
     distinct = max((possible // 2 if mirror else possible) - 1, 0)
-    moves = np.isin(np.arange(len(base)), np.concatenate(movable))
+    moves = np.isin(np.arange(len(base)), np.concatenate([r for r, _ in movable]))
 
     def key(codes):  # the same for an assignment and its mirror image
         if not mirror:
@@ -129,12 +135,12 @@ def permute_samples(
     seen = {key(base)}
     found: list[np.ndarray] = []
     rng = None if distinct <= n else rng_for(seed, "permutations")
-    for orders in _orders([len(r) for r in movable], rng):
+    for orders in _orders([len(v) for _, v in movable], rng):
         if len(found) == min(n, distinct):
             break
         codes = base.copy()
-        for r, order in zip(movable, orders):
-            codes[r] = base[r][list(order)]
+        for (r, visit), order in zip(movable, orders):
+            codes[r] = visit[list(order)][np.searchsorted(visit, base[r])]
         if key(codes) not in seen:
             found.append(codes)
         seen.add(key(codes))
@@ -142,13 +148,29 @@ def permute_samples(
     return Permutations(design, codes, possible, distinct)
 
 # %% ../../nbs/tl/300_permutation.ipynb #49fa90cd
+def _visit_means(
+    obs: pd.DataFrame,  # rows of one timepoint: patient, cell type, n_cells, row
+) -> tuple[pd.DataFrame, sp.csr_matrix]:  # a row a visit; weights (visits, rows of the table)
+    "Visits of patients by cell type: the plain mean over replicate samples, their cells together."
+    keys = [PATIENT, CELL_TYPE]
+    code = obs.groupby(keys, observed=True, sort=False).ngroup().to_numpy()
+    n = np.bincount(code)
+    visits = obs.assign(visit=code).drop_duplicates("visit")[[*keys, "visit"]]
+    visits["n_cells"] = np.bincount(code, obs["n_cells"].to_numpy(float))
+    weights = (1 / n[code]).astype(np.float32)
+    return visits, sp.csr_matrix((weights, (code, np.arange(len(code)))))
+
+
 def paired_differences(
     bulk: AnnData,  # from pseudobulk
     contrast: tuple[str, str],  # (later, earlier)
     *,
     cell_type: str = ALL,  # a cell type, or "all": the mean over cell types, weighted by cells
 ) -> pd.DataFrame:  # (patients, genes), differences of natural logarithms
-    "Each patient's later minus earlier log expression, for patients with both visits."
+    """Each patient's later minus earlier log expression, for patients with both visits.
+
+    Replicate samples of a visit are averaged first, each with the same weight however many cells
+    it has, because samples differ by more than the noise of their cells."""
     for t in contrast:
         check_choice(t, timepoints_of(bulk), "timepoint")
     chosen = np.ones(bulk.n_obs, bool)
@@ -156,12 +178,16 @@ def paired_differences(
         check_choice(cell_type, bulk.obs[CELL_TYPE].cat.categories, "cell_type")
         chosen = (bulk.obs[CELL_TYPE] == cell_type).to_numpy()
     obs = bulk.obs.assign(row=np.arange(bulk.n_obs))[chosen]
-    later, earlier = (obs[obs[TIMEPOINT] == t] for t in contrast)
+    rows = [obs[obs[TIMEPOINT] == t] for t in contrast]
+    if not all(map(len, rows)):
+        return pd.DataFrame(np.zeros((0, bulk.n_vars)), columns=bulk.var_names)
+    (later, means_later), (earlier, means_earlier) = map(_visit_means, rows)
     both = later.merge(earlier, on=[PATIENT, CELL_TYPE], suffixes=("_later", "_earlier"))
     if not len(both):
         return pd.DataFrame(np.zeros((0, bulk.n_vars)), columns=bulk.var_names)
-    change = bulk.X[both["row_later"].to_numpy()] - bulk.X[both["row_earlier"].to_numpy()]
-    change = np.asarray(change.todense(), dtype=np.float64)
+    after = means_later[both["visit_later"].to_numpy()] @ bulk.X[rows[0]["row"].to_numpy()]
+    before = means_earlier[both["visit_earlier"].to_numpy()] @ bulk.X[rows[1]["row"].to_numpy()]
+    change = np.asarray((after - before).todense(), dtype=np.float64)
     weight = 1 / (1 / both["n_cells_later"].to_numpy() + 1 / both["n_cells_earlier"].to_numpy())
     who = pd.Categorical(both[PATIENT].astype(str))
     total = np.bincount(who.codes, weight)
@@ -215,7 +241,8 @@ def paired_scorer(
 ) -> Scorer:
     "Score genes by the absolute statistic of within-patient differences."
     values = differences.to_numpy()
-    visits = design[design[TIMEPOINT] == contrast[0]].reset_index().set_index(PATIENT)
+    visits = design[design[TIMEPOINT] == contrast[0]].reset_index()
+    visits = visits.drop_duplicates(PATIENT).set_index(PATIENT)  # replicates move together
     later = visits[SAMPLE].reindex(differences.index)
 
     def score(assignments, *, seed=0):
