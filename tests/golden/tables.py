@@ -21,8 +21,8 @@ RELATIVE, ABSOLUTE = 2e-5, 1e-8
 # many may change sides.
 OF_COLUMN = 2e-6
 OF_P = 2e-4
-# Training feeds a network's rounding back to it: two processors that both have AVX2 gave importances
-# of the published Transformer that differ by 3.6e-4 of the largest.
+# Training feeds a rounding back to the network: two processors that both have AVX2 gave
+# importances of the published Transformer that differ by 3.6e-4 of the largest.
 OF_NETWORK = 2e-3
 NETWORKS = ("Importance",)  # columns that come from a trained network alone
 
