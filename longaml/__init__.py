@@ -95,6 +95,7 @@ _MOVED = {
         "library_correlations=sample_correlations pair_changes"
     ),
     "tl.factors": "activities factor_stability leading_genes Factors chosen_k",
+    "tl.held_out": "signed_rank=held_out_mean",
     "tl.expression": "moderated_t de_table de_coverage de_stability",
     "tl.permutation": (
         "paired_differences design_of studentise paired_scorer held_out_scorer align_scores "
@@ -182,7 +183,7 @@ _MOVED = {
     "tl.block_decomposition": ("node_impact edge_impact rank_by_impact random_graph rewired_graph"),
     "pl.networks": ("plot_adjacency plot_degree_impact plot_factor_stability plot_factor_changes"),
     "experiment.de": "de_audit de_lines",
-    "experiment.evaluation": "signed_rank plot_comparison run_comparison compared_models",
+    "experiment.evaluation": "plot_comparison run_comparison compared_models",
     "experiment.recovery": "driver_recovery call_recovery plot_recovery",
     "experiment.steps": "cohort_hash",
     "experiment.report_tables": "read_run held_out top_genes",
