@@ -66,14 +66,14 @@ COLUMNS = (
 class TestOptions:
     "How genes are tested."
 
-    moderation: str = "free"  # prior of variances: "free" (no form), or "parametric" (limma's)
+    moderation: str = "free"  # prior of variances: see `de`
     random: str = "consensus"  # one correlation for all genes, or "gene": a mixed model of each
     min_count: float = 10.0  # see `expressed_genes`
     min_cells: int = 20  # of a sample and cell type
     min_patients: int = 3  # with fewer, a cell type is not tested
 
     def __post_init__(self) -> None:
-        check_choice(self.moderation, ("free", "parametric"), "moderation")
+        check_choice(self.moderation, ("free", "trend", "parametric"), "moderation")
         check_choice(self.random, ("consensus", "gene"), "random")
 
 
@@ -191,7 +191,7 @@ def gene_tests(
     prior = fit_variance_prior(linear.variance, linear.df, level)
     posterior = prior.moderated(linear.variance, linear.df)
     found = moderated_tests(linear, contrast.weights, posterior, prior.df)
-    if len(contrast.weights) > 1:
+    if len(contrast.weights) > 1 or how.moderation == "trend":
         return found
     effect, unscaled = effects_of(linear, contrast.weights)
     free = fit_free_prior(linear.variance, linear.df, prior.variance)
@@ -436,7 +436,7 @@ def de(
     design: str = DEFAULT_DESIGN,  # a formula of obs columns; (1|patient) is a random effect
     contrast: Any = None,  # see la.tl.designs.contrast_of; None: every pair of timepoints
     *,
-    moderation: str = "free",  # prior of variances: "free" (no form) or "parametric" (limma's)
+    moderation: str = "free",  # prior of variances: "free" (no form), "trend", "parametric" (limma)
     random: str = "consensus",  # "consensus": one correlation; "gene": a mixed model of each gene
     min_cells: int = 20,  # a sample with fewer cells of a cell type is missing there
     min_count: float = 10.0,  # counts of a gene in enough samples, see `expressed_genes`
@@ -451,8 +451,8 @@ def de(
     of a patient share a random effect, as one correlation for all genes (Smyth, Michaud and Scott,
     2005), so patients seen once take part; `~ patient + timepoint` makes it a fixed block instead.
     Variances are moderated on a trend over abundance; p-values are taken over what a gene's
-    variance may be (Ignatiadis and Sen, 2023), or from limma's moderated t, which the statistic and
-    the interval always are. With random="gene" variances are not moderated. Rows `all` combine the
+    variance may be (Ignatiadis and Sen, 2023), or from the moderated t, which the statistic and
+    the interval always are; without a trend (limma's) with "parametric". With random="gene" variances are not moderated. Rows `all` combine the
     cell types: the mean effect by inverse variance, without an interval because cell types share
     patients, and p-values for a change in any of them (Cauchy).
     q-values are of each table (Benjamini and Hochberg, 1995); `q_value_overall` of all cell types
