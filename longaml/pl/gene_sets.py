@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDED', 'LARGEST', 'set_labels', 'plot_gene_sets', 'plot_set_effects']
 
-# %% ../../nbs/pl/409_gene_sets.ipynb #17857c6e
+# %% ../../nbs/pl/409_gene_sets.ipynb #93e0f2b5
 import re
 import textwrap
 
@@ -17,7 +17,7 @@ from matplotlib.colors import CenteredNorm
 from ..core import ALL, InputError, check_choice
 from .style import COLOURS, GREY, axes_or_new, check_columns, dress
 
-# %% ../../nbs/pl/409_gene_sets.ipynb #723281fe
+# %% ../../nbs/pl/409_gene_sets.ipynb #db44f408
 NEEDED = ("contrast", "cell_type", "gene_set", "effect", "q_value")
 
 
@@ -47,7 +47,7 @@ def _readable(contrast: str) -> str:
     "`REL vs DX` for `REL_vs_DX`."
     return contrast.replace("_vs_", " vs ")
 
-# %% ../../nbs/pl/409_gene_sets.ipynb #6b913907
+# %% ../../nbs/pl/409_gene_sets.ipynb #ffef1794
 LARGEST = 4.0  # -log10 q of the largest dot
 
 
@@ -75,7 +75,7 @@ def plot_gene_sets(
     significant = (rows["q_value"] < q).to_numpy()
     labels = set_labels(names)
     lines = sum(label.count("\n") + 1 for label in labels)
-    ax = axes_or_new(ax, 5.2 + 0.45 * len(kinds), max(1.6 + 0.27 * lines, 3.6))
+    ax = axes_or_new(ax, 5.2 + 0.45 * len(kinds), max(1.6 + 0.27 * lines, 4.4))
     limit = np.nanquantile(rows["effect"].abs(), 0.98)
     dots = ax.scatter(
         x,
@@ -93,9 +93,9 @@ def plot_gene_sets(
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.grid(color="#EEEEEE", lw=0.6)
     ax.set_axisbelow(True)
-    bar = ax.figure.colorbar(
-        dots, ax=ax, shrink=0.5, anchor=(0, 0), aspect=12, extend="both", label="log2 fold change"
-    )
+    bar = ax.figure.colorbar(dots, ax=ax, shrink=0.45, anchor=(0, 0), aspect=12, extend="both")
+    bar.set_label("log2 fold change", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)  # type: ignore[operator]
     _size_legend(bar.ax, q)
     return dress(ax, f"Gene sets, {_readable(name)}", "cell type", "gene set")
@@ -112,20 +112,20 @@ def _size_legend(ax: Axes, q: float) -> None:
     handles.append(ax.scatter([], [], s=70, c="white", edgecolors="black", lw=1.3))
     ax.legend(
         handles,
-        [*texts, f"below {q:g}"],
+        [*texts, f"ring: below {q:g}"],
         title="q-value",
         alignment="left",
         frameon=False,
         fontsize=8,
         title_fontsize=8,
         loc="lower left",
-        bbox_to_anchor=(-0.5, 1.12),
+        bbox_to_anchor=(-0.5, 1.2),
         labelspacing=0.9,
         borderpad=0,
         borderaxespad=0,
     )
 
-# %% ../../nbs/pl/409_gene_sets.ipynb #2ec4120f
+# %% ../../nbs/pl/409_gene_sets.ipynb #4e5e15c5
 def plot_set_effects(
     table: pd.DataFrame,  # from `la.tl.enrich`
     *,

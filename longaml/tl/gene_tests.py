@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_DESIGN', 'COLUMNS', 'TestOptions', 'sample_columns', 'GeneFit', 'fit_values', 'fit_genes', 'gene_tests',
-           'cauchy_combination', 'design_bulk', 'NotTested', 'GeneContrast', 'CellTypeTests', 'tests_by_cell_type',
-           'de']
+           'cauchy_combination', 'design_bulk', 'NotTested', 'GeneContrast', 'CellTypeTests', 'fit_cell_types', 'de']
 
 # %% ../../nbs/tl/315_gene_tests.ipynb #gene_t03
 from collections.abc import Iterator, Sequence
@@ -373,7 +372,7 @@ class CellTypeTests:
     contrasts: list[GeneContrast]
 
 
-def tests_by_cell_type(
+def fit_cell_types(
     bulk: AnnData,  # from `design_bulk`
     design: str,  # a formula
     contrast: Any,  # as `de` takes it
@@ -463,7 +462,7 @@ def de(
     left = NotTested()
     tables = []
     correlations = {}
-    parts = tests_by_cell_type(bulk, design, contrast, how, left)
+    parts = fit_cell_types(bulk, design, contrast, how, left)
     n_types = bulk.obs[CELL_TYPE].nunique()
     for part in progress(parts, "differential expression", n_types):
         correlations[part.cell_type] = part.fit.correlation

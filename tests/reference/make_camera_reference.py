@@ -4,7 +4,7 @@
 
 Writes `camera_sets.csv` (set, gene), `camera.csv` (a row a set: correlation; p with the correlation
 estimated, fixed at 0.01, and with variances on a trend; `exact`: cameraPR on z-scores without
-Hill's approximation) and `camera_z.csv` (the z-scores of the genes); tests read these and need no R.
+Hill's approximation) and `camera_z.csv` (the z-scores of the genes); tests read these without R.
 """
 
 import subprocess
