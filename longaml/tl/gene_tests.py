@@ -450,10 +450,11 @@ def de(
     of a patient share a random effect, as one correlation for all genes (Smyth, Michaud and Scott,
     2005), so patients seen once take part; `~ patient + timepoint` makes it a fixed block instead.
     Variances are moderated on a trend over abundance; p-values are taken over what a gene's
-    variance may be (Ignatiadis and Sen, 2023), or from the moderated t, which the statistic and
-    the interval always are; without a trend (limma's) with "parametric". With random="gene" variances are not moderated. Rows `all` combine the
-    cell types: the mean effect by inverse variance, without an interval because cell types share
-    patients, and p-values for a change in any of them (Cauchy).
+    variance may be (Ignatiadis and Sen, 2023), or with "trend" from the moderated t, which the
+    statistic and the interval always are; "parametric" is limma's moderated t without a trend.
+    With random="gene" variances are not moderated. Rows `all` combine the cell types: the mean
+    effect by inverse variance, without an interval because cell types share patients, and p-values
+    for a change in any of them (Cauchy).
     q-values are of each table (Benjamini and Hochberg, 1995); `q_value_overall` of all cell types
     of a contrast together.
     """
