@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEEDED', 'LARGEST', 'set_labels', 'plot_gene_sets', 'plot_set_effects']
 
-# %% ../../nbs/pl/409_gene_sets.ipynb #93e0f2b5
+# %% ../../nbs/pl/409_gene_sets.ipynb #e363a827
 import re
 import textwrap
 
@@ -17,7 +17,7 @@ from matplotlib.colors import CenteredNorm
 from ..core import ALL, InputError, check_choice
 from .style import COLOURS, GREY, axes_or_new, check_columns, dress
 
-# %% ../../nbs/pl/409_gene_sets.ipynb #db44f408
+# %% ../../nbs/pl/409_gene_sets.ipynb #846911ca
 NEEDED = ("contrast", "cell_type", "gene_set", "effect", "q_value")
 
 
@@ -47,7 +47,7 @@ def _readable(contrast: str) -> str:
     "`REL vs DX` for `REL_vs_DX`."
     return contrast.replace("_vs_", " vs ")
 
-# %% ../../nbs/pl/409_gene_sets.ipynb #ffef1794
+# %% ../../nbs/pl/409_gene_sets.ipynb #7ed28929
 LARGEST = 4.0  # -log10 q of the largest dot
 
 
@@ -84,8 +84,8 @@ def plot_gene_sets(
         c=rows["effect"],
         cmap="RdBu_r",
         norm=CenteredNorm(0, limit or 1),
-        edgecolors=np.where(significant, "black", GREY),
-        linewidths=np.where(significant, 1.3, 0.4),
+        edgecolors=["black" if s else GREY for s in significant],
+        linewidths=[1.3 if s else 0.4 for s in significant],
     )
     ax.set_xticks(range(len(kinds)), kinds, rotation=90, fontsize=8)
     ax.set_yticks(range(len(names)), labels, fontsize=8)
@@ -125,7 +125,7 @@ def _size_legend(ax: Axes, q: float) -> None:
         borderaxespad=0,
     )
 
-# %% ../../nbs/pl/409_gene_sets.ipynb #4e5e15c5
+# %% ../../nbs/pl/409_gene_sets.ipynb #8c0ecc76
 def plot_set_effects(
     table: pd.DataFrame,  # from `la.tl.enrich`
     *,
