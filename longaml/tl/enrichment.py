@@ -6,7 +6,7 @@
 __all__ = ['LEAST_SETS', 'COLUMNS', 'residual_directions', 'set_correlations', 'within_blocks', 'contrast_directions', 'z_scores',
            'SetTests', 'competitive_tests', 'sample_scores', 'score_tests', 'SetOptions', 'enrich']
 
-# %% ../../nbs/tl/317_enrichment.ipynb #c914c16a
+# %% ../../nbs/tl/317_enrichment.ipynb #826e3280
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ from .permutation import design_of, permute_samples
 from .precision_weights import Precision
 from .variance_priors import VariancePrior, fit_variance_prior
 
-# %% ../../nbs/tl/317_enrichment.ipynb #31f5565c
+# %% ../../nbs/tl/317_enrichment.ipynb #d547fed3
 _BLOCK = 2000  # genes at a time
 
 
@@ -135,7 +135,7 @@ def contrast_directions(
         root = correlation_root(design.random[0].codes, fit.correlation)
     return residual_directions(fit.precision.log_cpm, matrix, fit.precision.weights, root)
 
-# %% ../../nbs/tl/317_enrichment.ipynb #bed8018d
+# %% ../../nbs/tl/317_enrichment.ipynb #e3f09678
 def z_scores(
     t: np.ndarray,  # (genes,)
     df: np.ndarray | float,  # (genes,) degrees of freedom
@@ -177,7 +177,7 @@ def competitive_tests(
     nothing = np.full(len(m), np.nan)
     return SetTests(shown, t, degrees, 2 * stats.t.sf(np.abs(t), degrees), nothing, rho)
 
-# %% ../../nbs/tl/317_enrichment.ipynb #0dcdd985
+# %% ../../nbs/tl/317_enrichment.ipynb #c82ff522
 LEAST_SETS = 10  # with fewer, variances of sets are not moderated
 
 
@@ -226,7 +226,7 @@ def score_tests(
         found.effect, found.statistic, found.df, found.p_value, found.standard_error, nothing
     )
 
-# %% ../../nbs/tl/317_enrichment.ipynb #4d2d8580
+# %% ../../nbs/tl/317_enrichment.ipynb #2f06ea22
 @dataclass(frozen=True)
 class SetOptions:
     "How gene sets are tested."
