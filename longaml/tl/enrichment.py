@@ -107,7 +107,7 @@ def _estimable(matrix: np.ndarray, weights: np.ndarray) -> bool:
 
 
 def within_blocks(
-    design: Design,
+    design: Design,  # from `design_of_formula`
     weights: np.ndarray,  # (coefficients,) of the contrast
 ) -> np.ndarray:  # (samples, coefficients) of full rank
     "The design with its random effects as fixed blocks, where the contrast allows it."
@@ -206,7 +206,7 @@ def score_tests(
     fit: GeneFit,  # of one cell type: its design
     scores: Precision,  # from `sample_scores`
     weights: np.ndarray,  # (1, coefficients) of the contrast
-    how: TestOptions,
+    how: TestOptions,  # how genes are tested
 ) -> SetTests:
     "Whether the scores of a set change, by the design that its genes were fitted with."
     n = scores.log_cpm.shape[1]
@@ -350,7 +350,7 @@ def _set_tables(
     sets: Mapping[str, list[str]],
     asked: tuple[str, Any],  # design, contrast
     options: SetOptions,
-    how: TestOptions,
+    how: TestOptions,  # how genes are tested
 ) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:  # a row a set, and what is not tested
     "Every set, cell type and contrast."
     left = NotTested()

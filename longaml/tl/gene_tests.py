@@ -116,8 +116,8 @@ class GeneFit:
 def fit_values(
     precision: Precision,  # values of samples, with their weights
     genes: np.ndarray,  # (all genes,) which the values are of
-    design: Design,
-    how: TestOptions,
+    design: Design,  # from `design_of_formula`
+    how: TestOptions,  # how genes are tested
 ) -> GeneFit:
     "Correlation of the samples, and coefficients of every gene, with weights that are given."
     y = precision.log_cpm
@@ -135,8 +135,8 @@ def fit_values(
 
 def fit_genes(
     counts: np.ndarray,  # (samples, genes) raw counts
-    design: Design,
-    how: TestOptions,
+    design: Design,  # from `design_of_formula`
+    how: TestOptions,  # how genes are tested
 ) -> GeneFit:
     "Weights, correlation and coefficients of every expressed gene."
     sizes = effective_sizes(counts)
@@ -166,9 +166,9 @@ def fit_genes(
 
 
 def gene_tests(
-    fit: GeneFit,
-    contrast: Contrast,
-    how: TestOptions,
+    fit: GeneFit,  # from `fit_genes`
+    contrast: Contrast,  # from `contrast_of`
+    how: TestOptions,  # how genes are tested
 ) -> Tests:
     "One contrast of every tested gene."
     level = fit.precision.log_cpm.mean(0)
@@ -259,7 +259,7 @@ def _over_cell_types(tables: pd.DataFrame) -> pd.DataFrame:
 def design_bulk(
     data: AnnData,  # a cohort with raw counts, or its pseudobulk(downsampled=False)
     design: str,  # a formula
-    how: TestOptions,
+    how: TestOptions,  # how genes are tested
 ) -> AnnData:  # (samples x cell types, genes), obs with the columns that the design names
     "Sums of counts of each sample and cell type, with the columns of the samples."
     check_cohort(data)
@@ -376,7 +376,7 @@ def fit_cell_types(
     bulk: AnnData,  # from `design_bulk`
     design: str,  # a formula
     contrast: Any,  # as `de` takes it
-    how: TestOptions,
+    how: TestOptions,  # how genes are tested
     left: NotTested,  # takes what is not tested, with the reason
 ) -> Iterator[CellTypeTests]:
     "Fit the design in every cell type and test its contrasts, one cell type at a time."
