@@ -35,7 +35,7 @@ from ..pp.samples import SAMPLE_NAMES, SEQUENCED_NAMES
 from ..pp.sheets import read_sheet
 from .gene_tests import sample_columns
 
-# %% ../../nbs/tl/316_sample_counts.ipynb #sample06
+# %% ../../nbs/tl/316_sample_counts.ipynb #sample07
 @dataclass(frozen=True)
 class SampleCounts:
     "Cells of each type in every sample."
@@ -112,7 +112,7 @@ def counts_of_cohort(
     notes = [str(n) for n in about.get("warnings", [])]
     return _checked(SampleCounts(counts.reindex(samples.index), samples, kept, notes))
 
-# %% ../../nbs/tl/316_sample_counts.ipynb #sample10
+# %% ../../nbs/tl/316_sample_counts.ipynb #sample11
 _NO_TYPE = re.compile(
     r"(^|[\W_])(n|num|number|total|totals|all|sum|age|days?|weeks?|months?|years?|hours?|time|date|"
     r"percent|pct|score|count|counts|cells|malignant|batch|lane|plate|run|id|sex|gender|dose|wbc|"
@@ -181,13 +181,13 @@ def _checked_counts(table: pd.DataFrame, names: Sequence[str], sample: pd.Series
             n = int(where.to_numpy().sum())
             raise InputError(
                 f"{n} of {where.size} counts of cells hold {fault}; the first is "
-                f"{table[names[column]].iloc[row]!r} of {names[column]!r} in sample "
+                f"{str(table[names[column]].iloc[row])!r} of {names[column]!r} in sample "
                 f"{sample.iloc[row]!r}. {hints[fault]}",
                 parameter="cell_type_columns",
             )
     return counts.astype(np.int64)
 
-# %% ../../nbs/tl/316_sample_counts.ipynb #sample12
+# %% ../../nbs/tl/316_sample_counts.ipynb #sample13
 def _sample_of(table: pd.DataFrame, rows: pd.DataFrame, key: str | None) -> tuple[pd.Series, str]:
     "The name of every sample, and the column that says it; empty where none does."
     if key is None:
@@ -262,7 +262,7 @@ def counts_of_table(
     read = {**roles, **({SAMPLE: key} if key else {})}
     return _checked(SampleCounts(counts, samples, read, notes))
 
-# %% ../../nbs/tl/316_sample_counts.ipynb #sample16
+# %% ../../nbs/tl/316_sample_counts.ipynb #sample17
 TABLE_ENDINGS = (".csv", ".tsv", ".txt", ".xlsx", ".xlsm")
 
 
