@@ -15,6 +15,7 @@ NAMES = {
     "evaluation": "evaluate compare",
     "report": "write_report",
     "de": "run_de",
+    "abundance": "run_abundance",
     "network": "run_network",
 }
 __getattr__, __dir__, __all__ = attach_names(__name__, NAMES)

@@ -159,7 +159,8 @@ def plot_patient_lines(
         ax.set_xticks(range(len(times)), times)
         ax.set(xlim=(-0.4, len(times) - 0.6), ylim=(0, None))
         ax.axhline(0, color=PALE, lw=0.8, zorder=0)
-        dress(ax, str(name), "", "share (%)" if i % columns == 0 else "")
+        last = i + columns >= len(wanted)
+        dress(ax, str(name), TIMEPOINT if last else "", "share (%)" if i % columns == 0 else "")
         ax.title.set_fontsize(9)
     what: dict[str, Any] = {"fontsize": 10, "x": 0.01, "ha": "left"}
     fig.suptitle("Share of the sample's cells: a line a patient, black: median", **what)

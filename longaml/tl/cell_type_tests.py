@@ -33,7 +33,7 @@ from .designs import contrast_of, design_of_formula, variables_of
 from .gene_tests import DEFAULT_DESIGN
 from .log_ratios import LOG2, check_reference, log_ratios, prior_counts
 from .permutation import permute_samples
-from .ratio_tests import TypeTests, ratio_tests, weighted_ratios
+from .ratio_tests import TypeTests, fit_ratios, ratio_tests, weighted_ratios
 from .sample_counts import SampleCounts, counts_of_cohort, counts_of_table
 
 # %% ../../nbs/tl/322_cell_type_tests.ipynb #cell_t06
@@ -244,13 +244,14 @@ def test_counts(
     plain = log_ratios(found.counts, how.compared_with, prior=how.prior_count)
     ratios = pd.DataFrame(plain.values, columns=plain.names)
     tables = []
-    model = weighted = None
+    model = fits = None
     if how.method == "clr":
         model = design_of_formula(found.samples, design)
         weighted = weighted_ratios(found.counts, model, how.compared_with, how.prior_count)
+        fits = fit_ratios(weighted, model, how.random)
     for one in tested:
-        if model is not None and weighted is not None:
-            tests = ratio_tests(weighted, model, contrast_of(model, one.contrast), how.random)
+        if model is not None and fits is not None:
+            tests = ratio_tests(fits, contrast_of(model, one.contrast))
         else:
             tests, lost = share_tests(found, design, one.contrast, how.prior_count)
             left += [(one.name, name, why) for name, why in lost]
