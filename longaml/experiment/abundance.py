@@ -62,19 +62,25 @@ def permuted_check(
     return _check(contrast, ALL, name, share <= most, share, most, text)
 
 
+def _median_cells(contrast, found):
+    "Cells of each type in the median sample of each visit that is compared."
+    times = found.samples[TIMEPOINT].astype(str)
+    medians = found.counts.groupby(times, sort=False).median()
+    visits = [t for t in contrast.split("_vs_")[::-1] if t in medians.index]
+    return medians.loc[visits] if visits else medians
+
+
 def _contrast_checks(contrast, rows, found, other):
     "Checks of one contrast: patients, cells, another reference."
     n = int(rows["n_patients"].max())
     text = f"{n} patients with both visits: {2**n:,} assignments of their samples"
     yield _check(contrast, ALL, "underpowered", n >= FEW_PATIENTS, n, FEW_PATIENTS, text)
-    visits = contrast.split("_vs_")
-    times = found.samples[TIMEPOINT].astype(str)
-    use = times.isin(visits) if times.isin(visits).any() else times.notna()
-    mean = found.counts[use.to_numpy()].mean()
+    medians = _median_cells(contrast, found)
     second = other[other["contrast"] == contrast].set_index("cell_type")
     for r in rows.itertuples():
-        cells = float(mean[r.cell_type])
-        text = f"{cells:.1f} cells in the mean sample"
+        cells = float(medians[r.cell_type].min())
+        seen = listing(f"{v:g} at {t}" for t, v in medians[r.cell_type].items())
+        text = f"cells in the median sample: {seen}"
         yield _check(contrast, r.cell_type, "few cells", cells >= FEW_CELLS, cells, FEW_CELLS, text)
         if not (r.q_value < 0.1 and r.cell_type in second.index):
             yield _check(
