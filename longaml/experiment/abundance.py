@@ -300,7 +300,7 @@ class Abundance(Experiment):
             min_patients=how.min_patients,
         )
         other = run.step(
-            "other_reference", lambda: tools.test_counts(found, config.design, wanted, second)[0]
+            "other_reference", lambda: tools.count_tests(found, config.design, wanted, second)[0]
         )
         null = self._null(run, found, wanted, how)
         audit = run.step("audit", lambda: abundance_audit(table, found, other, null))
