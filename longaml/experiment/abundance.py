@@ -175,7 +175,7 @@ class AbundanceConfig(Folder):
     ] = None
     design: Annotated[
         str, Option("Formula of sample columns; (1|patient) is a random effect.", "FORMULA")
-    ] = tl.gene_tests.DEFAULT_DESIGN
+    ] = f"~ {TIMEPOINT} + (1|{PATIENT})"
     contrast: Annotated[
         Names,
         Option(

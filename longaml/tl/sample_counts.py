@@ -117,8 +117,8 @@ def counts_of_cohort(
 # %% ../../nbs/tl/316_sample_counts.ipynb #sample11
 _NO_TYPE = re.compile(
     r"(^|[\W_])(n|num|number|total|totals|all|sum|age|days?|weeks?|months?|years?|hours?|time|date|"
-    r"percent|pct|score|count|counts|cells|malignant|batch|lane|plate|run|id|sex|gender|dose|wbc|"
-    r"bmi|weight|height|grade|stage|status|event)([\W_]|$)",
+    r"percent|pct|score|count|counts|malignant|batch|lane|plate|run|id|sex|gender|dose|wbc|"
+    r"bmi|weight|height|grade|stage|status|event)([\W_]|$)|^cells$",
     re.I,
 )
 
