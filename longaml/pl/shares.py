@@ -70,12 +70,12 @@ def plot_shares(
         bottom += values
     ax.set_xticks(x, rows[TIMEPOINT].astype(str), rotation=90, fontsize=6.5)
     for who, at in pd.Series(x).groupby(rows["_who"].to_numpy()):
-        label = {"ha": "center", "va": "bottom", "fontsize": 6.5, "rotation": 90}
+        label: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 6.5, "rotation": 90}
         ax.text(at.mean(), 101, patients[who], **label)
     ax.set(ylim=(0, 100), xlim=(x.min() - 0.8, x.max() + 0.8))
     handles, names = ax.get_legend_handles_labels()
-    how = {"frameon": False, "fontsize": 8, "loc": "upper left", "bbox_to_anchor": (1, 1)}
-    ax.legend(handles[::-1], names[::-1], title="cell type", **how)
+    how: dict[str, Any] = {"frameon": False, "fontsize": 8, "loc": "upper left"}
+    ax.legend(handles[::-1], names[::-1], title="cell type", bbox_to_anchor=(1, 1), **how)
     dress(ax, "", "visit of each patient", "share of the sample's cells (%)")
     longest = max(map(len, patients))
     title = f"Composition of {len(rows)} samples of {len(patients)} patients"
@@ -104,8 +104,10 @@ def plot_abundance(
         colour = np.where(d["effect"] > 0, COLOURS["vermillion"], COLOURS["blue"])
         a.axvline(0, color="black", lw=0.8, zorder=0)
         a.hlines(y, d["ci_low"], d["ci_high"], color=colour, lw=1.6)
-        face = np.where(called, colour, "white")
-        a.scatter(d["effect"], y, s=30, c=face, edgecolors=colour, linewidths=1.4, zorder=3)
+        face = np.where(called, colour, "white").tolist()
+        a.scatter(
+            d["effect"], y, s=30, c=face, edgecolors=colour.tolist(), linewidths=1.4, zorder=3
+        )
         a.set_yticks(range(len(order)), order)
         a.set_ylim(-0.6, len(order) - 0.4)
         against = _against(table)

@@ -57,13 +57,10 @@ def _noise(fits: MixedFits | LinearFits) -> np.ndarray:
 
 def expected_counts(
     counts: pd.DataFrame,  # (samples, types) cells
-    design: Design,  # of the samples
-    prior: float = 0.5,  # see `log_ratios`
+    predicted: np.ndarray,  # (samples, types) log2 ratios to the mean that a fit predicts
 ) -> np.ndarray:  # (samples, types) that sum to the samples' sizes
-    "What a fit without weights expects of every count."
-    y = log_ratios(counts, prior=prior).values
-    z = _predicted(y, design, _first_fit(y, design))
-    share = np.exp2(z - z.max(1, keepdims=True))
+    "Counts that have the predicted log ratios."
+    share = np.exp2(predicted - predicted.max(1, keepdims=True))
     return counts.to_numpy().sum(1, keepdims=True) * share / share.sum(1, keepdims=True)
 
 
@@ -83,9 +80,11 @@ def weighted_ratios(
     prior: float = 0.5,  # see `log_ratios`
 ) -> WeightedRatios:
     "Log ratios with precisions of counts and of the spread between samples."
-    expected = expected_counts(counts, design, prior)
+    y = log_ratios(counts, prior=prior).values
+    first = _first_fit(y, design)
+    expected = expected_counts(counts, _predicted(y, design, first))
     found = log_ratios(counts, reference, prior=prior, expected=expected)
-    noise = _noise(_first_fit(found.values, design))
+    noise = _noise(first if reference == "mean" else _first_fit(found.values, design))
     counting = found.variance.mean(0)
     half = np.argsort(counting, kind="stable")[: (len(counting) + 1) // 2]
     between = max(float(np.median((noise - counting)[half])), 0.0)
@@ -174,7 +173,7 @@ def correlated_tests(
     "A combination of coefficients with Satterthwaite's degrees of freedom."
     before, here, after = np.einsum("i,agij,j->ag", weights, fits.unscaled, weights)
     slope = np.stack([np.ones(len(here)), (after - before) / (2 * STEP) / here], 1)
-    good = (np.linalg.eigvalsh(fits.hessian) > 1e-9).all(1)
+    good = np.linalg.eigvalsh(fits.hessian).min(1) > 1e-9
     usable = np.where(good[:, None, None], fits.hessian, np.eye(2))
     spread = np.einsum("gi,gij,gj->g", slope, np.linalg.inv(usable), slope)
     df = np.where(good, 1 / np.maximum(spread, 1e-12), fits.df_within)
@@ -262,8 +261,10 @@ def ratio_tests(
             "several coefficients at once are tested with random='consensus' or fixed blocks",
             parameter="contrast",
         )
-    test = correlated_tests if isinstance(fits, CorrelatedFits) else satterthwaite
-    effect, error, df = test(fits, contrast.weights[0])  # type: ignore[operator]
+    if isinstance(fits, CorrelatedFits):
+        effect, error, df = correlated_tests(fits, contrast.weights[0])
+    else:
+        effect, error, df = satterthwaite(fits, contrast.weights[0])
     statistic = effect / np.maximum(error, 1e-300)
     p = 2 * stats.t.sf(np.abs(statistic), df)
     return TypeTests(found.names, effect, error, statistic, df, p)

@@ -316,7 +316,8 @@ def simulate_counts(
     logit = np.linspace(2.5, -2.5, types) + patient + rng.normal(0, noise, (2 * n, types))
     logit[1::2, 2] += change * np.log(2)
     share = np.exp(logit) / np.exp(logit).sum(1, keepdims=True)
-    size = np.exp(rng.uniform(*np.log(cells), 2 * n)).astype(int)
+    low, high = np.log(cells)
+    size = np.exp(rng.uniform(low, high, 2 * n)).astype(int)
     drawn = [rng.dirichlet(concentration * s + 1e-3) for s in share]
     counts = [rng.multinomial(k, p) for k, p in zip(size, drawn)]
     table = pd.DataFrame(counts, columns=[f"type{i}" for i in range(types)])
