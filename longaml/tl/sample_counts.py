@@ -303,7 +303,7 @@ def is_count_table(
 def simulate_counts(
     n: int,  # patients, each at DX and REM
     *,
-    seed: int = 0,
+    seed: int = 0,  # which data set
     change: float = 0.0,  # log2 change of type2 relative to the other types
     types: int = 8,  # cell types, from common to rare
     cells: tuple[int, int] = (300, 3000),  # fewest and most of a sample
