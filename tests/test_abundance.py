@@ -308,7 +308,7 @@ def p_values(n, seeds, change=0.0, how=None, design=DEFAULT_DESIGN, **kinds):
         )
         ours.append(rows["p_value"].to_numpy())
         shares = counts.shares().to_numpy()
-        signed.append(stats.wilcoxon(shares[1::2] - shares[::2], axis=0).pvalue)
+        signed.append(stats.wilcoxon(shares[1::2] - shares[::2], axis=0, method="exact").pvalue)
     return np.array(ours), np.array(signed)
 
 
