@@ -86,7 +86,7 @@ _MOVED = {
     "models.classical": "bayesian_ridge Posterior coefficient_table",
     "tl": (
         "differential_expression deseq2 audit permute_libraries=permute_samples p_values q_values "
-        "stability power as_ranking as_scanpy correlation_matrix bdm rank_network_change "
+        "stability power as_scanpy correlation_matrix bdm rank_network_change "
         "fit_factors factor_changes"
     ),
     "tl.networks": "correlation_test library_profiles=sample_profiles adjacency centralities",
@@ -101,7 +101,7 @@ _MOVED = {
         "paired_differences design_of studentise paired_scorer held_out_scorer align_scores "
         "strata_of"
     ),
-    "tl.checks": "input_change",
+    "tl.checks": "input_change as_ranking",
     "tl.nuisances": "explanations",
     "pl": (
         "plot_cohort=cohort plot_composition=composition plot_depth=depth "
