@@ -28,7 +28,7 @@ from longaml.core import (
     contrasts,
     listing,
 )
-from .beta_binomial import fit_beta_binomial
+from .beta_binomial import fit_beta_binomial, jackknife_error
 from .designs import contrast_of, design_of_formula, variables_of
 from .gene_tests import DEFAULT_DESIGN
 from .log_ratios import LOG2, check_reference, log_ratios, prior_counts
@@ -117,8 +117,13 @@ def share_tests(
             )
         fit = fit_beta_binomial(y[use, i] + added[use], size[use] + 2 * added[use], own.matrix)
         effect = float(weights[0] @ fit.coefficients) / LOG2
-        error = float(np.sqrt(weights[0] @ fit.covariance @ weights[0])) / LOG2
-        rows.append((name, effect, error, effect / error, fit.df))
+        who = found.samples.loc[use, block or PATIENT].astype(str).to_numpy()
+        counts = (y[use, i] + added[use], size[use] + 2 * added[use])
+        error, df = jackknife_error(*counts, own.matrix, who, weights[0], fit)
+        if not df:
+            left.append((name, "too few patients support the effect"))
+            continue
+        rows.append((name, effect, error / LOG2, effect / (error / LOG2), df))
     names = [r[0] for r in rows]
     effect, error, statistic, df = np.array([r[1:] for r in rows], dtype=float).reshape(-1, 4).T
     p = 2 * stats.t.sf(np.abs(statistic), df)
