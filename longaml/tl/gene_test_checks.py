@@ -169,7 +169,9 @@ def permuted_calls(
     for i, one in enumerate(progress(exchanges, f"permuted visits, {contrast_name(*pair)}")):
         permuted = exchanged(bulk, one, pair, design)
         parts = tests_by_cell_type(permuted, design, pair, quick, NotTested())
-        p = {part.cell_type: pd.Series(part.contrasts[0].tests.p_value, part.genes) for part in parts}
+        p = {
+            part.cell_type: pd.Series(part.contrasts[0].tests.p_value, part.genes) for part in parts
+        }
         for cell_type, values in _with_all(p).items():
             pattern = one.pattern(cell_type) if cell_type in one.moved else i
             if (cell_type, pattern) in seen:
@@ -201,9 +203,15 @@ def _permuted_finding(calls: pd.DataFrame, observed: int) -> Finding:
     if n_patients:
         moved = " or ".join(str(m) for m in sorted(calls["moved"].unique()))
         how = f" (visits exchanged in {moved} of {n_patients} patients)"
-        limit = f"; permutations of {n_patients} patients give no p below {0.5 ** (n_patients - 1):.2g}"
+        limit = (
+            f"; permutations of {n_patients} patients give no p below {0.5 ** (n_patients - 1):.2g}"
+        )
     if least is None:
-        few = "too few patients have both visits" if n == 0 else f"one permuted cohort is too few{limit}"
+        few = (
+            "too few patients have both visits"
+            if n == 0
+            else f"one permuted cohort is too few{limit}"
+        )
         return NOT_ASSESSED._replace(text=f"not assessed: {few}")
     k = int((calls["called"] > 0).sum())
     mean = calls["called"].mean()
