@@ -177,7 +177,7 @@ def permuted_calls(
             if (cell_type, pattern) in seen:
                 continue  # a cell type that lacks patients has fewer exchanges
             seen.add((cell_type, pattern))
-            sizes = sorted(map(len, pattern)) if cell_type in one.moved else [0, 0]
+            sizes = sorted(len(g) for g in pattern) if isinstance(pattern, frozenset) else [0, 0]
             called = int((stats.false_discovery_control(values) < Q).sum())
             rows.append((i, cell_type, sum(sizes), sizes[0], len(values), called))
     return pd.DataFrame(rows, columns=CALLS)
