@@ -94,7 +94,8 @@ def test_help_names_every_command_and_option(capsys):
         "run": "--out --patient-key --timepoint-key --timepoints --cell-type-key --malignant-key "
         "--task "
         "--models --nulls --seed --device --report --resume --store",
-        "de": "--out --patient-key --min-cells --min-patients --seed --resume",
+        "de": "--out --patient-key --design --contrast --method --moderation --random --min-cells "
+        "--min-patients --min-count --permutations --seed --resume",
         "network": "--out --genes --method --density --nulls --seed --resume",
         "simulate": "--preset --patients --genes --cells --drivers --seed --null",
         "audit": "--cohort --out",

@@ -484,9 +484,11 @@ def de(
     if found["cell_type"].nunique() > 1:
         every = _over_cell_types(found)
         found = pd.concat([every, found], ignore_index=True)
+    asked = [one.name for one in _asked(contrast, timepoints_of(bulk))]
+    places = {"contrast": asked, "cell_type": list(found["cell_type"].unique())}  # `all` first
     found = found.sort_values(
         ["contrast", "cell_type", "p_value"],
-        key=lambda c: c if c.name == "p_value" else pd.factorize(c)[0],  # `all` comes first
+        key=lambda c: c.map(places[c.name].index) if c.name in places else c,
         kind="stable",
         ignore_index=True,
     )
