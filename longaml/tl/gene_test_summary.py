@@ -16,7 +16,6 @@ from scipy import stats
 
 from longaml.core import (
     ALL,
-    PATIENT,
     TIMEPOINT,
     InputError,
     contrast_name,
@@ -72,12 +71,6 @@ def check_design(
     wanted: Sequence[tuple[str, ...]],  # from `asked_contrasts`
 ) -> None:
     "Raise `InputError` where the design or a contrast cannot be made of the samples."
-    if not bulk.obs[PATIENT].duplicated().any():
-        raise InputError(
-            "no patient has two samples, so there is nothing that a patient's samples share; "
-            "compare different patients with design='~ timepoint'",
-            parameter="design",
-        )
     made = design_of_formula(bulk.obs, design)
     for one in wanted:
         if len(one) == 2 and TIMEPOINT not in variables_of(design):

@@ -492,10 +492,6 @@ def de(
         kind="stable",
         ignore_index=True,
     )
-    found.attrs |= {
-        "design": design,
-        "not_tested": left.rows,
-        "correlation": correlations,
-    }
+    found.attrs |= {"design": design, "not_tested": left.rows, "correlation": correlations}
     log.info("not tested: %s", listing("; ".join(r) for r in left.rows) or "nothing")
     return found
