@@ -165,7 +165,8 @@ def gene_test_audit(
     checks = _tested_patients(pd.concat(tables, ignore_index=True), patients, pairs)
     if permuted is not None:
         checks = pd.concat([checks, permuted.rename(columns={"cell_type": "model"})])
-    places = {c: list(ranking[c].unique()) for c in ("contrast", "model")}
-    order = [checks[c].map(places[c].index) for c in ("model", "contrast")]
-    checks = checks.iloc[np.lexsort(order)].reset_index(drop=True)
+    groups = ranking[["contrast", "model"]].drop_duplicates()
+    places = {key: i for i, key in enumerate(groups.itertuples(index=False, name=None))}
+    order = np.array([places[key] for key in zip(checks["contrast"], checks["model"])])
+    checks = checks.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
     return checks.rename(columns={"model": "cell_type"})
