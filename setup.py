@@ -23,6 +23,7 @@ extras = {
     "ot": ["POT>=0.9.5"],
     "report": ["nbformat>=5.10"],  # nothing more is needed since 0.2; kept for old commands
     "bdm": ["pybdm==0.1.0"],
+    "activity": ["decoupler>=2.1"],
 }
 
 setup(

@@ -1,9 +1,11 @@
 "Methods that need an extra; the development environment has them, a user's may not."
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import longaml as la
+from longaml.core import rng_for
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +51,41 @@ def test_a_missing_extra_is_named(monkeypatch, blasts):
     monkeypatch.setitem(__import__("sys").modules, "pydeseq2", None)
     with pytest.raises(ImportError, match=r"longaml\[deseq2\]"):
         la.tl.deseq2(blasts[1], ("REL", "DX"), cell_type="HSC malignant")
+
+
+def test_activities_of_planted_targets():
+    pytest.importorskip("decoupler")
+    from longaml.tl.activity import activity
+
+    cohort = la.datasets.simulate_cohort("small", seed=1, n_patients=10, n_genes=300, n_drivers=20)
+    truth = cohort.uns["truth"]
+    drivers = truth[truth["driver"] & (truth["log2_fold_change"] != 0)]
+    parts = [
+        pd.DataFrame(
+            {
+                "source": "planted",
+                "target": drivers.index,
+                "weight": np.sign(drivers["log2_fold_change"]),
+            }
+        )
+    ]
+    rng = rng_for(0, "factors")
+    others = cohort.var_names.difference(drivers.index)
+    for i in range(19):
+        targets = rng.choice(others, 20, replace=False)
+        parts.append(pd.DataFrame({"source": f"factor {i}", "target": targets, "weight": 1.0}))
+    network = pd.concat(parts)
+    for method in ("ulm", "waggr"):
+        found = activity(cohort, network, contrast=("REL", "DX"), method=method)
+        first = found[found["cell_type"] == "HSC malignant"].iloc[0]
+        assert first["source"] == "planted" and first["direction"] == "up"
+        assert first["ci_low"] < first["effect"] < first["ci_high"] and first["q_value"] < 0.01
+
+
+def test_the_extra_of_activities_is_named(monkeypatch, blasts):
+    from longaml.tl.activity import activity
+
+    monkeypatch.setitem(__import__("sys").modules, "decoupler", None)
+    network = pd.DataFrame({"source": "a", "target": list(blasts[0].var_names[:5])})
+    with pytest.raises(ImportError, match=r"longaml\[activity\]"):
+        activity(blasts[0], network)

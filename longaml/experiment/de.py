@@ -157,7 +157,8 @@ class DEConfig(CohortFolder):
         ),
     ] = None
     moderation: Annotated[
-        str, Option("Prior of variances: free (of no form), or parametric (limma's).", "KIND")
+        str,
+        Option("Prior of variances: free (of no form), trend, or parametric (limma's).", "KIND"),
     ] = "free"
     random: Annotated[
         str,

@@ -15,6 +15,7 @@ NAMES = {
     "ranking": "stability power",
     "expression": "differential_expression deseq2 as_scanpy",
     "gene_tests": "de",
+    "enrichment": "enrich",
     "factors": "fit_factors factor_changes",
     "networks": "correlation_matrix",
     "block_decomposition": "bdm",

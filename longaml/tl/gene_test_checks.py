@@ -37,9 +37,9 @@ from longaml.tl.gene_tests import (
     NotTested,
     TestOptions,
     cauchy_combination,
+    fit_cell_types,
     fit_values,
     gene_tests,
-    tests_by_cell_type,
 )
 from .permutation import Assignment, design_of, permute_samples
 from .ranking import nogueira
@@ -156,7 +156,7 @@ def permuted_calls(
     bulk: AnnData,  # from `design_bulk`
     design: str,  # a formula
     pair: tuple[str, str],  # (later, earlier)
-    how: TestOptions,
+    how: TestOptions,  # how genes are tested
     *,
     n: int = 20,  # permuted cohorts
     seed: int = 0,  # which
@@ -168,7 +168,7 @@ def permuted_calls(
     exchanges = exchanges_of(bulk, pair, n=n, seed=seed)
     for i, one in enumerate(progress(exchanges, f"permuted visits, {contrast_name(*pair)}")):
         permuted = exchanged(bulk, one, pair, design)
-        parts = tests_by_cell_type(permuted, design, pair, quick, NotTested())
+        parts = fit_cell_types(permuted, design, pair, quick, NotTested())
         p = {
             part.cell_type: pd.Series(part.contrasts[0].tests.p_value, part.genes) for part in parts
         }
@@ -306,7 +306,7 @@ def gene_test_stability(
     bulk: AnnData,  # from `design_bulk`
     design: str,  # a formula
     pair: tuple[str, str],  # (later, earlier)
-    how: TestOptions,
+    how: TestOptions,  # how genes are tested
     *,
     k: int = 50,  # size of the top list; at most half of the genes
     n: int = 10,  # half-cohorts
@@ -317,8 +317,8 @@ def gene_test_stability(
     The columns with `null_` are the same with exchanged visits; `patients` (with both visits, or
     all where none has), `k` and `n` follow. A cell type is left out where fewer than half of the
     halves can be fitted."""
-    quick = replace(how, correlation_genes=1000, moderation="parametric")
-    parts = list(tests_by_cell_type(bulk, design, pair, quick, NotTested()))
+    quick = replace(how, correlation_genes=1000, moderation="trend")
+    parts = list(fit_cell_types(bulk, design, pair, quick, NotTested()))
 
     def fitted(part, obs, assignment):
         return _half_p(part, _renamed(obs, assignment, design), design, pair, quick)

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_DESIGN', 'COLUMNS', 'TestOptions', 'sample_columns', 'GeneFit', 'fit_values', 'fit_genes', 'gene_tests',
-           'cauchy_combination', 'design_bulk', 'NotTested', 'GeneContrast', 'CellTypeTests', 'tests_by_cell_type',
-           'de']
+           'cauchy_combination', 'design_bulk', 'NotTested', 'GeneContrast', 'CellTypeTests', 'fit_cell_types', 'de']
 
 # %% ../../nbs/tl/315_gene_tests.ipynb #gene_t03
 from collections.abc import Iterator, Sequence
@@ -66,7 +65,7 @@ COLUMNS = (
 class TestOptions:
     "How genes are tested."
 
-    moderation: str = "free"  # prior of variances: "free" (no form), or "parametric" (limma's)
+    moderation: str = "free"  # prior of variances: see `de`
     random: str = "consensus"  # one correlation for all genes, or "gene": a mixed model of each
     min_count: float = 10.0  # see `expressed_genes`
     min_cells: int = 20  # of a sample and cell type
@@ -74,7 +73,7 @@ class TestOptions:
     correlation_genes: int | None = None  # that the correlation is taken from; None: all
 
     def __post_init__(self) -> None:
-        check_choice(self.moderation, ("free", "parametric"), "moderation")
+        check_choice(self.moderation, ("free", "trend", "parametric"), "moderation")
         check_choice(self.random, ("consensus", "gene"), "random")
 
 
@@ -118,8 +117,8 @@ class GeneFit:
 def fit_values(
     precision: Precision,  # values of samples, with their weights
     genes: np.ndarray,  # (all genes,) which the values are of
-    design: Design,
-    how: TestOptions,
+    design: Design,  # from `design_of_formula`
+    how: TestOptions,  # how genes are tested
 ) -> GeneFit:
     "Correlation of the samples, and coefficients of every gene, with weights that are given."
     y = precision.log_cpm
@@ -139,8 +138,8 @@ def fit_values(
 
 def fit_genes(
     counts: np.ndarray,  # (samples, genes) raw counts
-    design: Design,
-    how: TestOptions,
+    design: Design,  # from `design_of_formula`
+    how: TestOptions,  # how genes are tested
 ) -> GeneFit:
     "Weights, correlation and coefficients of every expressed gene."
     sizes = effective_sizes(counts)
@@ -171,9 +170,9 @@ def fit_genes(
 
 
 def gene_tests(
-    fit: GeneFit,
-    contrast: Contrast,
-    how: TestOptions,
+    fit: GeneFit,  # from `fit_genes`
+    contrast: Contrast,  # from `contrast_of`
+    how: TestOptions,  # how genes are tested
 ) -> Tests:
     "One contrast of every tested gene."
     level = fit.precision.log_cpm.mean(0)
@@ -195,7 +194,7 @@ def gene_tests(
     prior = fit_variance_prior(linear.variance, linear.df, level)
     posterior = prior.moderated(linear.variance, linear.df)
     found = moderated_tests(linear, contrast.weights, posterior, prior.df)
-    if len(contrast.weights) > 1:
+    if len(contrast.weights) > 1 or how.moderation == "trend":
         return found
     effect, unscaled = effects_of(linear, contrast.weights)
     free = fit_free_prior(linear.variance, linear.df, prior.variance)
@@ -264,7 +263,7 @@ def _over_cell_types(tables: pd.DataFrame) -> pd.DataFrame:
 def design_bulk(
     data: AnnData,  # a cohort with raw counts, or its pseudobulk(downsampled=False)
     design: str,  # a formula
-    how: TestOptions,
+    how: TestOptions,  # how genes are tested
 ) -> AnnData:  # (samples x cell types, genes), obs with the columns that the design names
     "Sums of counts of each sample and cell type, with the columns of the samples."
     check_cohort(data)
@@ -378,11 +377,11 @@ class CellTypeTests:
     contrasts: list[GeneContrast]
 
 
-def tests_by_cell_type(
+def fit_cell_types(
     bulk: AnnData,  # from `design_bulk`
     design: str,  # a formula
     contrast: Any,  # as `de` takes it
-    how: TestOptions,
+    how: TestOptions,  # how genes are tested
     left: NotTested,  # takes what is not tested, with the reason
 ) -> Iterator[CellTypeTests]:
     "Fit the design in every cell type and test its contrasts, one cell type at a time."
@@ -441,7 +440,7 @@ def de(
     design: str = DEFAULT_DESIGN,  # a formula of obs columns; (1|patient) is a random effect
     contrast: Any = None,  # see la.tl.designs.contrast_of; None: every pair of timepoints
     *,
-    moderation: str = "free",  # prior of variances: "free" (no form) or "parametric" (limma's)
+    moderation: str = "free",  # prior of variances: "free" (no form), "trend", "parametric" (limma)
     random: str = "consensus",  # "consensus": one correlation; "gene": a mixed model of each gene
     min_cells: int = 20,  # a sample with fewer cells of a cell type is missing there
     min_count: float = 10.0,  # counts of a gene in enough samples, see `expressed_genes`
@@ -456,10 +455,11 @@ def de(
     of a patient share a random effect, as one correlation for all genes (Smyth, Michaud and Scott,
     2005), so patients seen once take part; `~ patient + timepoint` makes it a fixed block instead.
     Variances are moderated on a trend over abundance; p-values are taken over what a gene's
-    variance may be (Ignatiadis and Sen, 2023), or from limma's moderated t, which the statistic and
-    the interval always are. With random="gene" variances are not moderated. Rows `all` combine the
-    cell types: the mean effect by inverse variance, without an interval because cell types share
-    patients, and p-values for a change in any of them (Cauchy).
+    variance may be (Ignatiadis and Sen, 2023), or with "trend" from the moderated t, which the
+    statistic and the interval always are; "parametric" is limma's moderated t without a trend.
+    With random="gene" variances are not moderated. Rows `all` combine the cell types: the mean
+    effect by inverse variance, without an interval because cell types share patients, and p-values
+    for a change in any of them (Cauchy).
     q-values are of each table (Benjamini and Hochberg, 1995); `q_value_overall` of all cell types
     of a contrast together.
     """
@@ -468,7 +468,7 @@ def de(
     left = NotTested()
     tables = []
     correlations = {}
-    parts = tests_by_cell_type(bulk, design, contrast, how, left)
+    parts = fit_cell_types(bulk, design, contrast, how, left)
     n_types = bulk.obs[CELL_TYPE].nunique()
     for part in progress(parts, "differential expression", n_types):
         correlations[part.cell_type] = part.fit.correlation
