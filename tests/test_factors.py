@@ -527,7 +527,7 @@ def test_two_patients_are_a_test_without_stability(tmp_path):
     bulk = la.pp.pseudobulk(c)
     older = de_table(bulk, min_patients=2)
     assert de_stability(bulk, older).empty
-    table = downsampled_table(older, [("REL", "DX")])
+    table = downsampled_table(older, [("after", "before")])
     checks = de_audit(table, c, stable=de_stability(bulk, older))
     status = checks.set_index(["cell_type", "check"])["status"]
     assert status[("all", "underpowered")] == "failed"

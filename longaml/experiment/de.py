@@ -88,19 +88,19 @@ def _gene_text(row: Any) -> str:
     return text if np.isnan(row.ci_low) else f"{text} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
 
 
-def _tested_line(contrast: str, cell_type: str, table: pd.DataFrame) -> str:
+def _tested_line(place: str, table: pd.DataFrame) -> str:
     "What changed in one contrast and cell type."
     counts = " and ".join(_direction_counts(table, q) for q in (0.05, 0.1))
-    line = (
-        f"{contrast}, {_name(cell_type)}: of {len(table):,} genes {counts}, "
-        f"in {table['n_patients'].iloc[0]} patients"
-    )
+    line = f"{place}: of {len(table):,} genes {counts}, in {table['n_patients'].iloc[0]} patients"
     first = [_gene_text(row) for row in table[table["q_value"] < 0.1].head(3).itertuples()]
     return line + (f"; first, with log2 fold change: {', '.join(first)}" if first else "")
 
 
-def _name(cell_type: str) -> str:
-    return "any cell type" if cell_type == ALL else cell_type
+def _place(contrast: str, cell_type: str, types: Sequence[str]) -> str:
+    "Contrast and cell type; the contrast alone where cells have no types."
+    if list(types) == [ALL]:
+        return contrast
+    return f"{contrast}, {'all cell types' if cell_type == ALL else cell_type}"
 
 
 def de_lines(
@@ -112,9 +112,13 @@ def de_lines(
 ) -> list[str]:  # sentences
     "What differential expression found: what changed, what was not tested, which checks failed."
     groups = table.groupby(["contrast", "cell_type"], sort=False)
-    lines = [_tested_line(contrast, cell_type, rows) for (contrast, cell_type), rows in groups]
+    types = table["cell_type"].unique()
+    lines = [
+        _tested_line(_place(contrast, cell_type, types), rows)
+        for (contrast, cell_type), rows in groups
+    ]
     lines += [
-        f"{r.contrast}, {_name(r.cell_type)}: not tested: {r.why}"
+        f"{_place(r.contrast, r.cell_type, types)}: not tested: {r.why}"
         for r in cover[~cover["tested"]].itertuples()
     ]
     several = f"each of the {groups.ngroups} tables" if groups.ngroups > 1 else "the table"
@@ -124,7 +128,8 @@ def de_lines(
     )
     held = checks["status"].eq("failed") & (checks["check"] != "no gene passes")
     for v in checks[held & (checks["contrast"] != ALL)].itertuples():
-        lines.append(f"failed check: {v.check} ({v.text}) in {v.contrast}, {_name(v.cell_type)}")
+        place = _place(v.contrast, v.cell_type, types)
+        lines.append(f"failed check: {v.check} ({v.text}) in {place}")
     return lines + [f"note: {n}" for n in notes]
 
 # %% ../../nbs/experiment/709_de.ipynb #b58307cb
