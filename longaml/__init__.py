@@ -86,7 +86,7 @@ _MOVED = {
     "models.classical": "bayesian_ridge Posterior coefficient_table",
     "tl": (
         "differential_expression deseq2 audit permute_libraries=permute_samples p_values q_values "
-        "stability power as_ranking as_scanpy correlation_matrix bdm rank_network_change "
+        "stability power as_scanpy correlation_matrix bdm rank_network_change "
         "fit_factors factor_changes"
     ),
     "tl.networks": "correlation_test library_profiles=sample_profiles adjacency centralities",
@@ -95,12 +95,13 @@ _MOVED = {
         "library_correlations=sample_correlations pair_changes"
     ),
     "tl.factors": "activities factor_stability leading_genes Factors chosen_k",
+    "tl.held_out": "signed_rank=held_out_mean",
     "tl.expression": "moderated_t de_table de_coverage de_stability",
     "tl.permutation": (
         "paired_differences design_of studentise paired_scorer held_out_scorer align_scores "
         "strata_of"
     ),
-    "tl.checks": "input_change",
+    "tl.checks": "input_change as_ranking",
     "tl.nuisances": "explanations",
     "pl": (
         "plot_cohort=cohort plot_composition=composition plot_depth=depth "
@@ -182,7 +183,7 @@ _MOVED = {
     "tl.block_decomposition": ("node_impact edge_impact rank_by_impact random_graph rewired_graph"),
     "pl.networks": ("plot_adjacency plot_degree_impact plot_factor_stability plot_factor_changes"),
     "experiment.de": "de_audit de_lines",
-    "experiment.evaluation": "signed_rank plot_comparison run_comparison compared_models",
+    "experiment.evaluation": "plot_comparison run_comparison compared_models",
     "experiment.recovery": "driver_recovery call_recovery plot_recovery",
     "experiment.steps": "cohort_hash",
     "experiment.report_tables": "read_run held_out top_genes",

@@ -236,7 +236,7 @@ def test_a_ranking_of_models_is_grouped_by_model(cohort):
     data.uns["rank_genes_groups"] = as_scanpy(pd.concat([one, one.assign(model="lstm")]))
     groups = data.uns["rank_genes_groups"]["scores"].dtype.names
     assert groups == ("REL_vs_DX, logistic", "REL_vs_DX, lstm")
-    again = la.tl.as_ranking(sc.get.rank_genes_groups_df(data, group=groups[1]))
+    again = la.tl.checks.as_ranking(sc.get.rank_genes_groups_df(data, group=groups[1]))
     np.testing.assert_array_equal(again["score"], one["score"])
     with pytest.raises(ValueError, match="appears twice in 'REL_vs_DX'"):
         as_scanpy(pd.concat([one, one]))

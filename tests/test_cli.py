@@ -22,6 +22,7 @@ COMMANDS = [
     "perturb",
     "modules",
     "de",
+    "abundance",
     "network",
     "report",
     "celltype",
@@ -96,6 +97,8 @@ def test_help_names_every_command_and_option(capsys):
         "--models --nulls --seed --device --report --resume --store",
         "de": "--out --patient-key --design --contrast --method --moderation --random --min-cells "
         "--min-patients --min-count --permutations --seed --resume",
+        "abundance": "--out --patient-key --cell-type-columns --design --contrast --method "
+        "--reference --min-patients --permutations --seed --resume",
         "network": "--out --genes --method --density --nulls --seed --resume",
         "simulate": "--preset --patients --genes --cells --drivers --seed --null",
         "audit": "--cohort --out",
@@ -195,7 +198,16 @@ def test_every_command_that_reads_a_cohort_has_the_same_options(capsys):
         "--patient-key --timepoint-key --timepoints --cell-type-key --malignant-key --layer "
         "--gene-symbols"
     )
-    for command in ("run", "audit", "published", "de", "network", "compare", "convert"):
+    for command in (
+        "run",
+        "audit",
+        "published",
+        "de",
+        "abundance",
+        "network",
+        "compare",
+        "convert",
+    ):
         assert main([command, "--help"]) == 0
         said = capsys.readouterr().out.split()
         assert [o for o in said if o in shared.split()] == shared.split(), command

@@ -440,7 +440,8 @@ def test_the_command_refuses_it_in_one_line_and_leaves_nothing(how, screen, tmp_
     SPOILED[how](screen).write_h5ad(path)
     assert main(["perturb", str(path), "--out", str(out), "--models", "mean"]) == 2
     err = capsys.readouterr().err
-    assert FAULTS[how] in err and err.count("\n") == 1 and not out.exists()
+    said = FAULTS[how].replace("control label", "--control label")
+    assert said in err and err.count("\n") == 1 and not out.exists()
 
 
 def test_members_that_nobody_knows(learn):
@@ -610,7 +611,7 @@ def test_a_killed_run_goes_on(run, path, tmp_path):
 @pytest.mark.parametrize(
     "args,said",
     [
-        (["--control", "ctrl"], "no cell has the control label 'ctrl'"),
+        (["--control", "ctrl"], "no cell has the --control label 'ctrl'"),
         (["--perturbation-key", "gide"], "Did you mean 'guide'?"),
         (["--batch-key", "lan"], "Did you mean 'lane'?"),
         (["--models", "gears"], "model is 'gears'"),

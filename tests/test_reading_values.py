@@ -669,3 +669,23 @@ def test_repeated_symbols_of_files_are_noted(tmp_path):
     assert list(got.var_names[:4]) == ["NA", "nan", "SAME", "SAME-1"]
     assert np.array_equal(dense(got), COUNTS)
     assert "gene names: 1 name is repeated" in notes(got)
+
+
+def test_resume_knows_the_file_of_symbols(tmp_path, capsys):
+    "Genes are named by what a table says: another table in its place is another run."
+    from longaml.cli import main
+
+    cohort = la.datasets.simulate_cohort("bulk", seed=1, n_genes=100, n_patients=5, n_drivers=4)
+    cohort.var_names = [f"ENSG{i:011d}" for i in range(cohort.n_vars)]
+    cohort.write_h5ad(tmp_path / "cohort.h5ad")
+    symbols = tmp_path / "symbols.csv"
+    lines = [f"{name},S{i}" for i, name in enumerate(cohort.var_names)]
+    symbols.write_text("\n".join(["gene_id,gene_name", *lines]) + "\n")
+    words = ["de", str(tmp_path / "cohort.h5ad"), "--out", str(tmp_path / "out")]
+    words += ["--gene-symbols", str(symbols)]
+    assert main(words) == 0
+    assert main([*words, "--resume"]) == 0
+    symbols.write_text(symbols.read_text().replace("S3\n", "OTHER\n"))
+    capsys.readouterr()
+    assert main([*words, "--resume"]) == 2
+    assert "checksum of the input" in capsys.readouterr().err

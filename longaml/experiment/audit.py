@@ -54,7 +54,7 @@ class Audit(Experiment):
     def read(self) -> Any:
         "The ranking, in longaml's columns, and the cohort."
         path = self.config.ranking
-        ranking = tl.as_ranking(tl.checks.read_ranking(path), model=path.stem)
+        ranking = tl.checks.as_ranking(tl.checks.read_ranking(path), model=path.stem)
         return {
             "ranking": ranking,
             "cohort": pp.read_cohort(self.config.cohort, **self.config.read),

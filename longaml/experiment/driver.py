@@ -220,7 +220,7 @@ class Experiment(Command):
             config.out,
             command=self.name,
             params=_deciding(self.params()),
-            inputs=self.inputs(),
+            inputs=[*self.inputs(), *_symbol_files(config)],
             seed=config.seed,
             resume=getattr(config, "resume", False),
             renew=self.renew,
@@ -311,6 +311,15 @@ class Experiment(Command):
     def report(self) -> list[str]:
         "Make a report of the finished folder, where there is one; sentences about it."
         return []
+
+
+def _symbol_files(config):
+    "The file that names genes by symbols, where one was given: its contents decide the result."
+    from longaml.pp.genes import is_symbol_file
+
+    given = getattr(config, "read", {}).get("gene_symbols")
+    path = None if given is None else Path(given)
+    return [path] if path is not None and is_symbol_file(path) and path.is_file() else []
 
 
 def _deciding(params):

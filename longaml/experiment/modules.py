@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import pandas as pd
 
-from .. import pl, pp, tasks
+from .. import pl, pp, tasks, tl
 from ..core import PATIENT, SAMPLE, UNS, InputError, device_for, progress
 from longaml.experiment.driver import (
     COUNTS_OPTION,
@@ -140,8 +140,8 @@ def _paired(evaluation):
     "Mean difference in accuracy of the network and logistic regression, and its 95% interval."
     each = evaluation[evaluation["unit"] != "all"]
     wide = each.pivot(index="unit", columns="model", values="value")
-    mean, half = pl.style.mean_interval(wide["scbmlp"] - wide["logistic"])
-    return mean, mean - half, mean + half
+    found = tl.held_out.held_out_mean(wide["scbmlp"] - wide["logistic"])
+    return found.mean, found.low, found.high
 
 # %% ../../nbs/experiment/707_modules.ipynb #01929b29
 def _check_samples(obs, label_key):

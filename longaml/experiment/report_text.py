@@ -28,7 +28,7 @@ from longaml.experiment.report_tables import (
     in_words,
     samples_only,
     visits_of,
-    with_interval,
+    with_held_out,
 )
 from ..models.contract import ModelSpec, specs
 
@@ -284,7 +284,7 @@ def _forecast_findings(evaluation: pd.DataFrame) -> Iterator[Finding]:
     e = evaluation[(evaluation["task"] != "timepoint") & (evaluation["metric"] == "skill")]
     for (task, target), rows in e.groupby(["task", "contrast"], sort=False):
         skill = {
-            model: with_interval("skill", values)
+            model: with_held_out("skill", values, bounded=False)
             for model, values in rows.groupby("model", sort=False)["value"]
             if model != "baseline_expression"
         }

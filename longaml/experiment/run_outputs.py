@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from .. import models, pl, tasks
+from .. import models, pl, tasks, tl
 from ..core import ALL, CELL_TYPE, PATIENT, SAMPLE, TIMEPOINT
 from .steps import RankedGenes
 from .store import slug
@@ -188,15 +188,15 @@ def _accuracy_lines(evaluation):
 def _compared(wide, model, other):
     "A sentence on two models, paired over patients: the verb, and the numbers."
     d = (wide[model] - wide[other]).dropna()
-    half = pl.style.mean_interval(d)[1]
+    found = tl.held_out.held_out_mean(d)
     verb = "is not significantly different from"
-    if d.mean() - half > 0:
+    if found.low > 0:
         verb = "is better than"
-    elif d.mean() + half < 0:
+    elif found.high < 0:
         verb = "is worse than"
     return verb, (
-        f"(difference {d.mean():+.2f}, 95% interval {d.mean() - half:+.2f} to "
-        f"{d.mean() + half:+.2f} over {len(d)} patients)"
+        f"(difference {found.mean:+.2f}, 95% interval {found.low:+.2f} to "
+        f"{found.high:+.2f} over {len(d)} patients)"
     )
 
 

@@ -34,6 +34,7 @@ from longaml.pl.style import (
     panel_row,
     spread_dots,
 )
+from ..tl.held_out import held_out_mean
 
 # %% ../../nbs/pl/402_evaluation.ipynb #62032f16
 EVALUATION = ("contrast", "model", "patient", "metric", "value", "chance")  # columns needed
@@ -66,10 +67,10 @@ def _accuracy_panel(ax: Axes, rows: pd.DataFrame, order: list) -> None:
         if not len(values):
             ax.text(0.02, i, "not evaluated", color=GREY, fontsize=8, va="center")
             continue
-        mean, half = mean_interval(values)
+        found = held_out_mean(values, rows["chance"].mean())
         spread_dots(ax, values, i, colour=COLOURS["sky"], width=0.8, step=0.02)
         bar: dict[str, Any] = dict(fmt="o", ms=6, color="black", lw=1.4, capsize=3, zorder=2)
-        ax.errorbar(mean, i, xerr=np.nan_to_num(half), **bar)
+        ax.errorbar(found.mean, i, xerr=np.nan_to_num(found.half), **bar)
     _chance(ax, rows)
     ax.set_ylim(len(order) - 0.5, -0.6)
     ax.set_yticks(range(len(order)), order)
@@ -166,14 +167,14 @@ def _patient_rows(ax: Axes, rows: pd.DataFrame, looks: dict, patients: list, zer
             s=19, **look, edgecolor="white", linewidths=0.4, zorder=3, label=m
         )
         ax.scatter(table[m], y + step, **dots)
-        mean, half = mean_interval(table[m])
+        found = held_out_mean(table[m], rows["chance"].mean())
         at = last + 1.5 * step
-        if np.isnan(mean):
+        if np.isnan(found.mean):
             ax.text(0.0, at, f"– {m} not evaluated", color=GREY, fontsize=6, va="center")
         bar: dict[str, Any] = dict(
             **look, ls="", ms=5.5, mec="white", mew=0.4, lw=1.4, capsize=2.5, zorder=3
         )
-        ax.errorbar(mean, at, xerr=np.nan_to_num(half), **bar)
+        ax.errorbar(found.mean, at, xerr=np.nan_to_num(found.half), **bar)
     ax.axhline(len(patients) - 0.4, color="black", lw=0.8)
     _chance(ax, rows, zero)
     ax.set_ylim(last + 0.75, -0.6)

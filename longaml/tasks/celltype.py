@@ -20,9 +20,9 @@ from anndata import AnnData
 
 from ..core import CLONE, PATIENT, check_choice, progress
 from ..models.celltype import CELLTYPE_TRAINING, CellTypeClassifier
-from ..pl.style import mean_interval
 from ..pp.tokens import Cells, Previous
 from .cells import cell_folds, cell_scores, logistic_proba
+from ..tl.held_out import held_out_mean
 
 # %% ../../nbs/tasks/608_celltype.ipynb #31e2fb7c
 @dataclass(frozen=True)
@@ -274,8 +274,8 @@ def like_for_like(
             continue
         values = by_metric[metric]
         difference = (values[model] - values[compared_with]).dropna()
-        mean, half = mean_interval(difference)
-        interval = (mean, mean - half, mean + half)
+        found = held_out_mean(difference)
+        interval = (found.mean, found.low, found.high)
         rows.append((types, metric, model, compared_with, *interval, len(difference)))
     columns = ["types", "metric", "model", "compared_with", "difference", "low", "high", "units"]
     return pd.DataFrame(rows, columns=columns)

@@ -156,7 +156,8 @@ def _pair_rows(genes, columns):
     a, b = np.triu_indices(len(genes), 1)
     names = np.array(genes)
     table = pd.DataFrame({"gene_a": names[a], "gene_b": names[b], **columns})
-    return table.iloc[np.argsort(-np.abs(table["score"]), kind="stable")].reset_index(drop=True)
+    size = np.round(np.abs(table["score"]), 9)  # rounding does not decide the order of ties
+    return table.iloc[np.argsort(-size, kind="stable")].reset_index(drop=True)
 
 
 def _name_in(classes, output):

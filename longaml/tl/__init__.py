@@ -11,11 +11,12 @@ from .. import attach_names
 # %% ../../nbs/tl/index.ipynb #aab22d0f
 NAMES = {
     "permutation": "permute_samples p_values q_values",
-    "checks": "audit as_ranking",
+    "checks": "audit",
     "ranking": "stability power",
     "expression": "differential_expression deseq2 as_scanpy",
     "gene_tests": "de",
     "enrichment": "enrich",
+    "cell_type_tests": "abundance",
     "factors": "fit_factors factor_changes",
     "networks": "correlation_matrix",
     "block_decomposition": "bdm",

@@ -21,6 +21,10 @@ RELATIVE, ABSOLUTE = 2e-5, 1e-8
 # many may change sides.
 OF_COLUMN = 2e-6
 OF_P = 2e-4
+# Training feeds a rounding back to the network: two processors that both have AVX2 gave
+# importances of the published Transformer that differ by 3.6e-4 of the largest.
+OF_NETWORK = 2e-3
+NETWORKS = ("Importance",)  # columns that come from a trained network alone
 
 
 @dataclass
@@ -178,6 +182,11 @@ def dropped(path: str, names: dict[str, dict]) -> set[str]:
     return {c for where, c in gone if where in ("", base)}
 
 
+def added(path: str, names: dict[str, dict]) -> set[str]:
+    """Columns of a table that names.json says came later."""
+    return set(names.get("added", {}).get(Path(path).name, []))
+
+
 def close(a: np.ndarray, b: np.ndarray, name: str = "") -> np.ndarray:
     """Which numbers agree, within the tolerance for their size, and that of their column."""
     same = a == b  # infinite values too
@@ -185,6 +194,8 @@ def close(a: np.ndarray, b: np.ndarray, name: str = "") -> np.ndarray:
     allowed = ABSOLUTE + OF_COLUMN * finite.max(initial=0)
     if name.startswith(("p_value", "q_value")):
         allowed = OF_P
+    if name in NETWORKS:
+        allowed = OF_NETWORK * finite.max(initial=0)
     with np.errstate(invalid="ignore"):
         near = np.abs(a - b) <= allowed + RELATIVE * np.maximum(np.abs(a), np.abs(b))
     return same | near
@@ -210,6 +221,18 @@ def _total(name: str, frozen: dict[str, float], now: dict[str, float]) -> list[s
     return [f"all rows, {name}: was {frozen}, is {now}"] if bad else []
 
 
+def aligned(frozen: pd.DataFrame, now: pd.DataFrame) -> pd.DataFrame:
+    """Rows in the frozen order where texts name each row: rounding decides the order of ties."""
+    shared = [c for c in frozen if c in now]
+    keys = [c for c in shared if np.isnan(numbers(frozen[c][frozen[c] != ""])).any()]
+    if len(frozen) != len(now) or not keys or frozen[keys].equals(now[keys]):
+        return now
+    was, found = (pd.MultiIndex.from_frame(t[keys]) for t in (frozen, now))
+    if not was.is_unique or not found.is_unique or set(was) != set(found):
+        return now
+    return now.iloc[found.get_indexer(was)].reset_index(drop=True)
+
+
 def differences(frozen: Table, now: Table) -> list[str]:
     """What differs between two tables, in words: columns, number of rows, cells, totals."""
     gone = sorted(set(frozen.rows) - set(now.rows))
@@ -217,9 +240,10 @@ def differences(frozen: Table, now: Table) -> list[str]:
     found = [f"column {c!r} is gone" for c in gone] + [f"column {c!r} is new" for c in came]
     if frozen.n != now.n:
         return [*found, f"had {frozen.n} rows, has {now.n}"]
+    rows = aligned(frozen.rows, now.rows)
     for c in frozen.rows:
         if c in now.rows:
-            found += _column(c, frozen.rows[c], now.rows[c], frozen.step)
+            found += _column(c, frozen.rows[c], rows[c], frozen.step)
             if frozen.step > 1:
                 found += _total(c, frozen.totals[c], now.totals[c])
     return found
