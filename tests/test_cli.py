@@ -95,7 +95,8 @@ def test_help_names_every_command_and_option(capsys):
         "run": "--out --patient-key --timepoint-key --timepoints --cell-type-key --malignant-key "
         "--task "
         "--models --nulls --seed --device --report --resume --store",
-        "de": "--out --patient-key --min-cells --min-patients --seed --resume",
+        "de": "--out --patient-key --design --contrast --method --moderation --random --min-cells "
+        "--min-patients --min-count --permutations --seed --resume",
         "abundance": "--out --patient-key --cell-type-columns --design --contrast --method "
         "--reference --min-patients --permutations --seed --resume",
         "network": "--out --genes --method --density --nulls --seed --resume",

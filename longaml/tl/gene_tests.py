@@ -70,6 +70,7 @@ class TestOptions:
     min_count: float = 10.0  # see `expressed_genes`
     min_cells: int = 20  # of a sample and cell type
     min_patients: int = 3  # with fewer, a cell type is not tested
+    correlation_genes: int | None = None  # that the correlation is taken from; None: all
 
     def __post_init__(self) -> None:
         check_choice(self.moderation, ("free", "trend", "parametric"), "moderation")
@@ -128,7 +129,9 @@ def fit_values(
         mixed = fit_mixed(y, design.matrix, design.random, precision.weights)
         return GeneFit(design, genes, precision, None, mixed, None)
     codes = design.random[0].codes
-    rho = consensus_correlation(y, design.matrix, codes, precision.weights)
+    rho = consensus_correlation(
+        y, design.matrix, codes, precision.weights, most=how.correlation_genes
+    )
     linear = fit_linear(y, design.matrix, precision.weights, correlation_root(codes, rho))
     return GeneFit(design, genes, precision, linear, None, rho)
 
@@ -159,7 +162,8 @@ def fit_genes(
         )
     codes = design.random[0].codes
     for _ in range(2):  # the weights depend on the correlation, and it on them
-        rho = consensus_correlation(precision.log_cpm, design.matrix, codes, precision.weights)
+        y, weights = precision.log_cpm, precision.weights
+        rho = consensus_correlation(y, design.matrix, codes, weights, most=how.correlation_genes)
         root = correlation_root(codes, rho)
         precision = voom(x, sizes, design.matrix, root=root)
     return fit_values(precision, genes, design, how)
@@ -313,6 +317,7 @@ def _asked(contrast: Any, times: Sequence[str]) -> list[_Asked]:
     several = isinstance(contrast, list) and contrast and isinstance(contrast[0], tuple)
     found = []
     for one in contrast if several else [contrast]:
+        one = one[0] if isinstance(one, tuple) and len(one) == 1 else one
         names = isinstance(one, (tuple, list)) and all(isinstance(c, str) for c in one)
         is_pair = names and len(one) == 2 and set(one) <= set(times)
         found.append(_Asked(one, (one[0], one[1]) if is_pair else None))
@@ -479,17 +484,14 @@ def de(
     if found["cell_type"].nunique() > 1:
         every = _over_cell_types(found)
         found = pd.concat([every, found], ignore_index=True)
-    order = {c: i for i, c in enumerate(dict.fromkeys(found["contrast"]))}
+    asked = [one.name for one in _asked(contrast, timepoints_of(bulk))]
+    places = {"contrast": asked, "cell_type": list(found["cell_type"].unique())}  # `all` first
     found = found.sort_values(
         ["contrast", "cell_type", "p_value"],
-        key=lambda c: c.map(order) if c.name == "contrast" else c,
+        key=lambda c: c.map(places[c.name].index) if c.name in places else c,
         kind="stable",
         ignore_index=True,
     )
-    found.attrs |= {
-        "design": design,
-        "not_tested": left.rows,
-        "correlation": correlations,
-    }
+    found.attrs |= {"design": design, "not_tested": left.rows, "correlation": correlations}
     log.info("not tested: %s", listing("; ".join(r) for r in left.rows) or "nothing")
     return found
