@@ -246,13 +246,15 @@ def count_tests(
     if not tested:
         whys = "; ".join(f"{c}: {w}" for c, _, w in left[:4])
         raise InputError(f"nothing can be tested: {whys}", parameter="min_patients")
-    plain = log_ratios(found.counts, how.compared_with, prior=how.prior_count)
+    patients = found.samples[PATIENT].astype(str).to_numpy()
+    of: dict[str, Any] = {"prior": how.prior_count, "patients": patients}
+    plain = log_ratios(found.counts, how.compared_with, **of)
     ratios = pd.DataFrame(plain.values, columns=plain.names)
     tables = []
     model = fits = None
     if how.method == "clr":
         model = design_of_formula(found.samples, design)
-        weighted = weighted_ratios(found.counts, model, how.compared_with, how.prior_count)
+        weighted = weighted_ratios(found.counts, model, how.compared_with, **of)
         fits = fit_ratios(weighted, model, how.random)
     for one in tested:
         if model is not None and fits is not None:

@@ -74,14 +74,26 @@ def log_count_variance(
     return found
 
 # %% ../../nbs/tl/319_log_ratios.ipynb #log_ra09
-def _centre(z: np.ndarray, reference: str, names: list[str]) -> np.ndarray:
+def _usual(z: np.ndarray, patients: np.ndarray | None) -> np.ndarray:
+    "Mean log counts of a sample's patient, or of all samples for a patient seen once."
+    if patients is None:
+        return z.mean(0, keepdims=True)
+    _, codes, n = np.unique(patients, return_inverse=True, return_counts=True)
+    own = np.zeros((len(n), z.shape[1]))
+    np.add.at(own, codes, z)
+    return np.where(n[codes, None] > 1, (own / n[:, None])[codes], z.mean(0))
+
+
+def _centre(
+    z: np.ndarray, reference: str, names: list[str], patients: np.ndarray | None
+) -> np.ndarray:
     "What is subtracted from log counts, (samples, 1); not for the rest."
     if reference in names:
         at = names.index(reference)
         return z[:, at : at + 1]
     if reference == "mean":
         return z.mean(1, keepdims=True)
-    return np.median(z - z.mean(0), axis=1, keepdims=True)
+    return np.median(z - _usual(z, patients), axis=1, keepdims=True)
 
 
 def _sampling_variance(
@@ -104,6 +116,7 @@ def log_ratios(
     *,
     prior: float = 0.5,  # cells added to a type of a sample of mean size
     expected: np.ndarray | None = None,  # (samples, types) means of the counts; None: the counts
+    patients: np.ndarray | None = None,  # (samples,) for "median": taken of changes within patients
 ) -> LogRatios:
     "Log2 ratios of cell types to a reference, with their sampling variance."
     names = [str(c) for c in counts.columns]
@@ -118,7 +131,7 @@ def log_ratios(
     if reference == "rest" and "rest" not in names:
         values = z - np.log2(whole - y + added)
     else:
-        values = z - _centre(z, reference, names)
+        values = z - _centre(z, reference, names, patients)
     variance = _sampling_variance(own, rest, reference, names)
     kept = [i for i, name in enumerate(names) if name != reference]
     return LogRatios(values[:, kept], variance[:, kept], [names[i] for i in kept])

@@ -78,12 +78,14 @@ def weighted_ratios(
     design: Design,  # of the samples
     reference: str = "mean",  # see `log_ratios`
     prior: float = 0.5,  # see `log_ratios`
+    patients: np.ndarray | None = None,  # (samples,) see `log_ratios`
 ) -> WeightedRatios:
     "Log ratios with precisions of counts and of the spread between samples."
     y = log_ratios(counts, prior=prior).values
     first = _first_fit(y, design)
     expected = expected_counts(counts, _predicted(y, design, first))
-    found = log_ratios(counts, reference, prior=prior, expected=expected)
+    how: dict[str, Any] = {"prior": prior, "patients": patients}
+    found = log_ratios(counts, reference, expected=expected, **how)
     noise = _noise(first if reference == "mean" else _first_fit(found.values, design))
     counting = found.variance.mean(0)
     half = np.argsort(counting, kind="stable")[: (len(counting) + 1) // 2]
