@@ -3,7 +3,7 @@
 A slow cell (`#| slow`) keeps its output, because tests skip it. `tests/slow_outputs.json` holds,
 for each, a hash of the cell and of the modules its notebook uses. After a study was run again:
 
-    python tests/slow_outputs.py nbs/tl/304_factors.ipynb    # this notebook's outputs are
+    python tests/slow_outputs.py nbs/tl/305_factors.ipynb    # this notebook's outputs are
     current
     python tests/slow_outputs.py                            # list what is stale
 """
@@ -110,7 +110,7 @@ def fingerprint(cell: Cell) -> str:
 
 
 def slow_cells() -> dict[str, Cell]:
-    "Slow cells by notebook and place: `tl/304_factors.ipynb 1`."
+    "Slow cells by notebook and place: `tl/305_factors.ipynb 1`."
     found = {}
     for nb in notebooks():
         slow = [c for c in cells(nb) if c.kind == "code" and "slow" in c.flags]
