@@ -105,7 +105,7 @@ def test_setup_sets_every_dynamic_field():
         "optional-dependencies": meta.get_all("Provides-Extra"),
         "readme": meta["Description-Content-Type"] == "text/markdown"
         and "# longaml" in meta.get_payload(),
-        "license": meta["License-Expression"] or meta["License"],
+        "license": meta.get("License-Expression") or meta.get("License"),
         "authors": meta["Author"] or meta["Author-email"],
         "classifiers": meta.get_all("Classifier"),
         "entry-points": [e for e in entries if e.group == "nbdev"],

@@ -40,13 +40,13 @@ def _kind(task, model):
     return kinds.get(known.get(model, "own"), "own")
 
 
-def _one_model(ax, values, at, colour, expected, bounded):
+def _one_model(ax, values, at, colour, expected):
     "A model's patients as dots, its mean with an interval; values below -1 are drawn at -1."
     step = 0.11 * (np.argsort(np.argsort(values, kind="stable")) % 3 - 1)
     ax.scatter(
         np.clip(values, -1, 1), at + 0.18 + step, s=9, color=colour, alpha=0.35, lw=0, zorder=2
     )
-    half = np.nan_to_num(held_out_mean(values, expected, bounded=bounded).half)
+    half = np.nan_to_num(held_out_mean(values, expected).half)
     style = {"fmt": "o", "ms": 5, "color": colour, "lw": 1.6, "capsize": 2.5, "zorder": 3}
     ax.errorbar(max(values.mean(), -1), at - 0.12, xerr=half, **style)
 
@@ -58,7 +58,7 @@ def _contrast_panel(ax, rows, task, order):
         values = rows.loc[rows["model"] == m, "value"].dropna().to_numpy()
         if len(values):
             colour = KINDS[_kind(task, m)]
-            _one_model(ax, values, i, colour, rows["chance"].mean(), not skill)
+            _one_model(ax, values, i, colour, rows["chance"].mean())
     ax.axvline(rows["chance"].mean(), color="#D55E00", ls="--", lw=1.2, zorder=1)
     ax.set_ylim(len(order) - 0.5, -0.5)
     ax.spines[["top", "right"]].set_visible(False)

@@ -156,11 +156,9 @@ def with_held_out(
     name: str,  # of the estimate
     values: Any,  # one held-out value a patient
     expected: float = 0.0,  # its value where there is nothing
-    *,
-    bounded: bool = True,  # an accuracy or a difference of two; False: a skill
 ) -> dict[str, float]:  # name, name_low, name_high
     "The mean over held-out patients and its 95% interval; see `held_out_mean`."
-    found = held_out_mean(values, expected, bounded=bounded)
+    found = held_out_mean(values, expected)
     return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
@@ -256,7 +254,7 @@ def skill_table(
     e = evaluation[here & (evaluation["metric"] == "skill")]
     rows = []
     for model, values in e.groupby("model", sort=False)["value"]:
-        skill = with_held_out("skill", values, bounded=False)
+        skill = with_held_out("skill", values)
         row = {"model": model, "patients": len(values), **skill}
         rows.append(row | {"skill_worst": values.min(), "skill_best": values.max()})
     return pd.DataFrame(rows)

@@ -284,7 +284,7 @@ def _forecast_findings(evaluation: pd.DataFrame) -> Iterator[Finding]:
     e = evaluation[(evaluation["task"] != "timepoint") & (evaluation["metric"] == "skill")]
     for (task, target), rows in e.groupby(["task", "contrast"], sort=False):
         skill = {
-            model: with_held_out("skill", values, bounded=False)
+            model: with_held_out("skill", values)
             for model, values in rows.groupby("model", sort=False)["value"]
             if model != "baseline_expression"
         }
@@ -423,7 +423,7 @@ def references(
     papers = json.loads(template_text("references.json"))
     tasks = tasks_of(run)
     networks = _networks(run)
-    used = ["scanpy", "anndata", "sklearn", "pseudobulk"]
+    used = ["scanpy", "anndata", "sklearn", "pseudobulk", "folds"]
     if networks:
         used += ["torch", "adamw"]
     if "timepoint" in tasks:

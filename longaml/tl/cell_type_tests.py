@@ -125,9 +125,9 @@ def share_tests(
             continue
         rows.append((name, effect, error / LOG2, effect / (error / LOG2), df))
     names = [r[0] for r in rows]
-    effect, error, statistic, df = np.array([r[1:] for r in rows], dtype=float).reshape(-1, 4).T
-    p = 2 * stats.t.sf(np.abs(statistic), df)
-    return TypeTests(names, effect, error, statistic, df, p), left
+    of = np.array([r[1:] for r in rows], dtype=float).reshape(-1, 4).T
+    p = 2 * stats.t.sf(np.abs(of[2]), of[3])
+    return TypeTests(names, of[0], of[1], of[2], of[3], p), left
 
 # %% ../../nbs/tl/325_cell_type_tests.ipynb #cell_t13
 ABUNDANCE_COLUMNS = (

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from ..pp.preprocessing import patient_folds
+from .. import pp
 
 # %% ../../nbs/tl/301_held_out.ipynb #0d26674c
 @dataclass(frozen=True)
@@ -39,25 +39,25 @@ def held_out_mean(
     values: Iterable[float],  # one value a patient, (patients,); nan is left out
     expected: float = 0.0,  # its value where there is nothing: chance, or 0 for a difference
     *,
-    bounded: bool = True,  # within one unit, such as accuracies; False: any size, such as a skill
     n_folds: int | None = None,  # folds; None: as `patient_folds` makes them
 ) -> HeldOutMean:
     """The mean over held-out patients, its 95% interval and p-value.
 
     Student's t with the variance that folds with common training patients have (Nadeau and
-    Bengio, 2003); two patients that cancel each other are added to bounded values (after Agresti
-    and Coull, 1998).
+    Bengio, 2003), and with two patients added that cancel each other, as far from `expected` as
+    the farthest (after Agresti and Coull, 1998).
     """
     v = np.asarray(list(values), dtype=float)
     v = v[~np.isnan(v)]
     n = len(v)
     if n < 2:
         return HeldOutMean(float(v[0]) if n else np.nan, np.nan, np.nan, n)
-    k = n_folds or len(patient_folds(map(str, range(n))))
-    used = np.r_[v, expected - 0.5, expected + 0.5] if bounded else v
+    k = n_folds or len(pp.patient_folds(map(str, range(n))))
+    c = np.abs(v - expected).max()
+    used = np.r_[v, expected - c, expected + c]
     error = used.std(ddof=1) * np.sqrt((1 + k / (k - 1)) / len(used))
     df = len(used) - 1
     away = abs(used.mean() - expected)
-    p = 2 * stats.t.sf(away / error, df) if error > 0 else float(away == 0)
+    p = 2 * stats.t.sf(away / error, df) if error > 0 else 1.0
     half = stats.t.ppf(0.975, df) * error + abs(v.mean() - used.mean())
     return HeldOutMean(float(v.mean()), float(half), float(p), n)
