@@ -206,8 +206,8 @@ def _not_malignant(column, strange):
     "The error for a column that says neither malignant nor normal."
     said = f"says {listing(strange)}"
     cut = ""
-    numbers = pd.to_numeric(pd.Series(strange), errors="coerce")
-    if numbers.notna().all():
+    if pd.to_numeric(pd.Series(strange), errors="coerce").notna().all():
+        numbers = pd.to_numeric(column, errors="coerce")
         said = f"holds numbers from {numbers.min():g} to {numbers.max():g}"
         name = column.name
         cut = f"Cut a score in two first (adata.obs[{name!r}] = adata.obs[{name!r}] > 0.5). "

@@ -154,7 +154,9 @@ def clean_labels(
     values = values.where(values.notna(), None)
     numbers = column.dtype.kind == "f"  # its 1.0 is a way to write 1, no other spelling
     merged = {
-        old: new for old, new in meaning.items() if old != new and not (numbers and old == f"{new}.0")
+        old: new
+        for old, new in meaning.items()
+        if old != new and not (numbers and old == f"{new}.0")
     }
     return CleanLabels(values, {w: n for w, n in lost.items() if n}, merged)
 

@@ -27,7 +27,6 @@ from longaml.core import (
 )
 from .genes import name_genes
 from longaml.pp.values import (
-    KNOWN_TOTALS,
     LOG_BASES,
     MOST_LOG,
     Values,
@@ -35,6 +34,7 @@ from longaml.pp.values import (
     describe_values,
     loaded,
     named_base,
+    total_in_words,
     undo_log,
 )
 
@@ -98,14 +98,6 @@ class _Looked:
         return row, int(X.indices[at]), X.data[at]
 
 
-def _in_words(total):
-    "What rows sum to."
-    for value, name in KNOWN_TOTALS.items():
-        if abs(total / value - 1) < 5e-3:
-            return name
-    return f"depth-normalised values; a row sums to about {total:,.6g}"
-
-
 def _problem(looked, where, uns):
     "What is wrong with values, what to do, and the parameter to change."
     name = looked.slot.name
@@ -116,7 +108,8 @@ def _problem(looked, where, uns):
         return f"{where}: values below zero are scaled, not counts.", "layer"
     if values.kind == "normalised":
         return (
-            f"{name} holds {_in_words(values.total)}, neither counts nor their logarithm: {where}. "
+            f"{name} holds {total_in_words(values.total)}, neither counts nor their logarithm: "
+            f"{where}. "
             "Read the raw counts, or take the logarithm first: "
             "sc.pp.normalize_total(adata, target_sum=1e4); sc.pp.log1p(adata).",
             "layer",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'MOST_LOG', 'ROWS', 'LOG_BASES', 'KNOWN_TOTALS', 'LEAST_UNIT', 'loaded', 'near_whole', 'undo_log',
-           'base_name', 'rounded_total', 'Values', 'describe_values', 'named_base']
+           'base_name', 'total_in_words', 'rounded_total', 'Values', 'describe_values', 'named_base']
 
 # %% ../../nbs/pp/200_values.ipynb #a48e1045
 from collections.abc import Mapping
@@ -159,14 +159,27 @@ def _by_sums(X, bases):
 
 
 KNOWN_TOTALS = {1: "proportions", 10**4: "counts per 10,000", 10**6: "counts per million, or TPM"}
+
+
+def total_in_words(
+    total: float,  # of a row
+) -> str:  # such as "counts per 10,000"
+    "What rows sum to, for a message."
+    for value, name in KNOWN_TOTALS.items():
+        if abs(total / value - 1) < 5e-3:
+            return name
+    return f"depth-normalised values; a row sums to about {total:,.6g}"
+
+
 LEAST_UNIT = 25  # what one count has become; rounding then moves a multiple by 2% at most
 
 
 def rounded_total(
     X: sp.csr_matrix,  # (cells, genes), whole numbers
+    most: int = ROWS,  # rows that are looked at
 ) -> float | None:  # None: they are counts; else the sum of a row (median)
     "Whole numbers that are rounded CPM or TPM: multiples of what one count became, or their sums."
-    sample = _sampled(X, ROWS)
+    sample = _sampled(X, most)
     if sample.shape[0] < 3:
         return None
     sums = np.asarray(sample.sum(1, dtype=np.float64)).ravel()
