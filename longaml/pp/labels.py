@@ -283,7 +283,7 @@ def natural_key(
 ) -> list[tuple]:  # sorts P2 before P10
     "A sorting key that compares digits as numbers."
     parts = [p for p in re.split(r"(\d+)", str(name)) if p]
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]  # "²" is no decimal
 
 
 def _levels(column, values):
