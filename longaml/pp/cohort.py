@@ -7,6 +7,7 @@ __all__ = ['CohortParts', 'build_cohort', 'as_cohort', 'save_cohort']
 
 # %% ../../nbs/pp/209_cohort.ipynb #76b133ae
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,11 +118,17 @@ def _twins(X, sample):
     "A note on samples with the same counts, cell for cell."
     seen: dict[tuple, str] = {}
     twins = []
-    for name, at in sample.groupby(sample, observed=True).indices.items():
+    rows = sample.groupby(sample, observed=True).indices
+    entries = np.diff(X.indptr)
+    sizes = {name: (len(at), int(entries[at].sum())) for name, at in rows.items()}
+    several = Counter(sizes.values())
+    for name, at in rows.items():
+        if several[sizes[name]] == 1 or sizes[name][1] < 10:  # few may agree by chance
+            continue
         own = X[at]
         parts = (own.data, own.indices, own.indptr)
         first = seen.setdefault(tuple(zlib.crc32(part.tobytes()) for part in parts), name)
-        if first != name and own.nnz >= 10:  # fewer may agree by chance
+        if first != name:
             twins.append(f"{first} and {name}")
     if not twins:
         return []

@@ -37,6 +37,15 @@ from .genes import is_mitochondrial
 DEPTH_COLUMNS = ("n_counts", "total_counts", "nCount_RNA")
 
 
+def _row_sums(values, indptr):
+    "Sums of the rows of a sparse matrix, in double precision."
+    full = np.diff(indptr) > 0
+    sums = np.zeros(len(full))
+    if full.any():
+        sums[full] = np.add.reduceat(values, indptr[:-1][full], dtype=np.float64)
+    return sums
+
+
 def technical_columns(
     X: sp.csr_matrix,  # (cells, genes)
     var: pd.DataFrame,  # one row per gene
@@ -44,13 +53,17 @@ def technical_columns(
     obs: pd.DataFrame,  # annotation of the cells, which may have its own depth column
 ) -> dict[str, np.ndarray]:  # n_counts, n_genes, mito_share (0 to 1) of each cell
     "Depth, detected genes and mitochondrial share of every cell."
-    is_mito = is_mitochondrial(var).astype(float)
-    weights = np.c_[np.ones(len(is_mito)), is_mito]
+    is_mito = is_mitochondrial(var).astype(np.float32)
     sums = np.zeros((X.shape[0], 2))
     for start in range(0, X.shape[0], 1024):  # in blocks of rows: no second copy of the values
+        indptr = X.indptr[start : start + 1025]
+        values = X.data[indptr[0] : indptr[-1]]
+        values = values if kind == "counts" else np.expm1(values, dtype=np.float64)
         rows = slice(start, start + 1024)
-        block = X[rows].astype(np.float64)
-        sums[rows] = (block if kind == "counts" else block.expm1()) @ weights
+        sums[rows, 0] = _row_sums(values, indptr - indptr[0])
+        if is_mito.any():
+            mito = values * is_mito[X.indices[indptr[0] : indptr[-1]]]
+            sums[rows, 1] = _row_sums(mito, indptr - indptr[0])
     depth = sums[:, 0]
     own = [c for c in DEPTH_COLUMNS if c in obs]
     if kind == "lognorm" and own:

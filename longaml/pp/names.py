@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pandas as pd
 
 from ..core import InputError, contrast_name, contrasts, listing, nearest
@@ -37,6 +38,11 @@ def as_text(
     def text(v: object) -> str | None:
         return v if type(v) is str else (None if pd.isna(v) else str(v))
 
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        names = np.array([*map(text, column.cat.categories), None], dtype=object)
+        return pd.Series(names[column.cat.codes], column.index, dtype=object, name=column.name)
+    if pd.api.types.infer_dtype(column, skipna=True) == "string":
+        return column.astype(object).where(column.notna(), None)
     return column.astype(object).map(text)
 
 
