@@ -653,6 +653,23 @@ def test_timepoints_with_commas_on_the_command_line(tmp_path, capsys):
     assert "not a list of names" in capsys.readouterr().err
 
 
+def test_tabs_in_timepoints_on_the_command_line(tmp_path, capsys):
+    a = replicated(4)
+    a.obs["timepoint"] = a.obs["timepoint"].map({"DX": "day\t0", "REL": "day 7 "})
+    a.write_h5ad(tmp_path / "c.h5ad")
+    source, made = str(tmp_path / "c.h5ad"), str(tmp_path / "made.h5ad")
+    assert main(["convert", source, made]) == 2
+    said = capsys.readouterr().err
+    assert "has the timepoints day 0, day 7, and nothing says" in said
+    assert 'Pass --timepoints "day 0,day 7" in order of time' in said
+    assert main(["convert", source, made, "--timepoints", "day 0,day 7"]) == 0
+    found = ad.read_h5ad(made).obs["timepoint"].value_counts().to_dict()
+    assert (
+        found
+        == a.obs["timepoint"].map({"day\t0": "day 0", "day 7 ": "day 7"}).value_counts().to_dict()
+    )
+
+
 def test_synonyms_on_the_command_line(tmp_path, capsys):
     a = replicated(4)
     a.obs["timepoint"] = np.where(
