@@ -352,6 +352,14 @@ def test_odd_names_are_text():
     assert list(numeric.var.index) == ["7157", "4535"] and "Entrez" in numeric.notes[0]
 
 
+def test_genes_that_a_spreadsheet_made_dates_are_noted():
+    names = ["1-Mar", "2-Sep", "SEPTIN2", "HLA-A", "2023-09-02 00:00:00", *NAMES[5:]]
+    got = as_cohort(annotated(COUNTS, names))
+    assert list(got.var_names) == names
+    assert "gene names: 3 look like dates (1-Mar, 2-Sep, 2023-09-02" in notes(got)
+    assert "dates" not in notes(as_cohort(annotated(COUNTS)))
+
+
 def test_repeated_names_are_made_unique_with_a_note():
     names = ["TBCE", "TBCE", "TBCE-1", *NAMES[3:]]
     with warnings.catch_warnings():

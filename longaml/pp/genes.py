@@ -249,6 +249,20 @@ def _symbols_of(var, names, gene_symbols):
     return [known.get(bare_id(name)) or None for name in names], Path(gene_symbols).name
 
 
+_DATE = re.compile(r"\d{1,2}-(?:Mar|Sep|Sept|Oct|Dec|Feb)|(?:19|20)\d\d-\d\d-\d\d.*", re.I)
+
+
+def _dates(names):
+    "A note on names that a spreadsheet turned into dates, where there are any."
+    found = [name for name in names if _DATE.fullmatch(name)]
+    if not found:
+        return []
+    return [
+        f"gene names: {len(found)} look like dates ({listing(found, 3)}), which spreadsheets make "
+        "of MARCH1 or SEPT2; name genes from the original file"
+    ]
+
+
 @dataclass(frozen=True)
 class NamedGenes:
     "Genes with unique names, and what has to be said about them."
@@ -284,6 +298,7 @@ def name_genes(
             f"by symbols. {offer_symbols(var)}"
         )
     index, repeated = unique_names(names)
+    notes += _dates(names)
     same = gene_symbols is None and not repeated
     var.index = index.rename(var.index.name if same else None)
     return NamedGenes(var, notes + repeated)
