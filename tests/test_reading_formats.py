@@ -286,6 +286,11 @@ def test_sheets_without_a_patient_in_one_row(tmp_path):
 
 # ---------------------------------------------------------------- GEO series of any name
 
+# How files of these series are called (GSM5039270_G1_CellRanger_outs_barcodes.tsv.gz of GSE165554,
+# GSM4143656_SAM24345863-ln1.barcodes.tsv.gz of GSE139555, GSM3891612_Bleo1_GFPp_matrix.mtx.gz of
+# GSE132771; also GSM3814885_day0_filtered_gene_bc_matrices_h5.h5 of GSE131736 and
+# GSM3587923_AML1012-D0.dem.txt.gz of GSE116256 below). Patients and visits in them are invented:
+# most of these series are not longitudinal.
 SCHEMES = {  # series -> template of a file, name of a sample, pattern (None: a sheet)
     "GSE235063 with PT1": ("GSM{k}_{p}_{t}_processed_{kind}", "GSM{k}_{p}_{t}", PATTERN),
     "GSE165554": (

@@ -573,6 +573,12 @@ def test_mitochondrial_share(kind):
 def test_mitochondrial_ids_in_a_column_and_none():
     ids = pd.DataFrame({"gene_ids": ["ENSG00000198888", IDS[0]]}, index=["ND1", "A"])
     assert is_mitochondrial(ids).tolist() == [True, False]
+    entrez = pd.DataFrame({"entrez_id": [4535, 7157]}, index=["ND1", "TP53"])
+    assert is_mitochondrial(entrez).tolist() == [True, False]
+    for column in ("n_cells", "length", "highly_variable_rank"):  # numbers of another kind
+        other = pd.DataFrame({column: [4535, 7157]}, index=["CD34", "TP53"])
+        assert not is_mitochondrial(other).any()
+        assert not is_mitochondrial(other.astype(str)).any()
     nuclear = ["MTOR", "MT1X", "MT2A", "MTND1P23", "HLA-A", "GRCh38_MTOR", "MTRNR2L12"]
     assert not is_mitochondrial(pd.DataFrame(index=nuclear)).any()
     assert len([i for i in MITO_IDS if i.startswith("ENSG")]) == 15
