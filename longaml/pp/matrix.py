@@ -9,6 +9,7 @@ __all__ = ['DEPTH_COLUMNS', 'WORTH_IT', 'MOST_JOBS', 'technical_columns', 'GeneT
 # %% ../../nbs/pp/207_matrix.ipynb #aaad4676
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -280,6 +281,14 @@ class _Part:
         return data[: rows[-1]], indices[: rows[-1]], rows
 
 
+def _read_elsewhere(part):
+    "A part, or what is wrong with it: the first error in order is raised, not the first in time."
+    try:
+        return part.read()
+    except InputError as e:
+        return e
+
+
 def _processes(parts, jobs):
     "How many processes read."
     if jobs is None:
@@ -312,11 +321,17 @@ def read_counts(
     start = 0
     if jobs > 1:
         elsewhere = joblib.Parallel(jobs, return_as="generator")(
-            joblib.delayed(_Part.read)(part) for part in parts
+            joblib.delayed(_read_elsewhere)(part) for part in parts
         )
     for part in progress(parts, "reading samples"):
         if jobs > 1:
-            counts, columns, rows = next(elsewhere)
+            found = next(elsewhere)
+            if isinstance(found, InputError):
+                with warnings.catch_warnings():  # joblib's, of samples that nobody wants now
+                    warnings.simplefilter("ignore")
+                    elsewhere.close()
+                raise found
+            counts, columns, rows = found
             place = slice(start, start + len(counts))
             data[place] = counts
             indices[place] = columns
