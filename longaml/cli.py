@@ -154,7 +154,7 @@ def _as_given(value):
     return f'"{names}"' if " " in names else names
 
 
-PLAIN_WORDS = ("counts", "layer")  # options whose names are words of every message
+PLAIN_WORDS = ("counts", "layer", "timepoints")  # options whose names are words of every message
 
 
 def as_options(

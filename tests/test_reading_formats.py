@@ -197,7 +197,19 @@ def rows_of_sheet():
     return rows + [(f"{p}/{t}", p, t, "Zürich") for p, t in VISITS]
 
 
+LINES = sheet_text(rows_of_sheet())
+WINDOWS = [rows_of_sheet()[0]] + [(r[0].replace("/", "\\"), *r[1:]) for r in rows_of_sheet()[1:]]
+QUOTED = sheet_text([(*r, '"a, b"') for r in rows_of_sheet()]).replace('"a, b"', "note", 1)
 SHEETS = {
+    "mark": ("samples.csv", LINES.encode("utf-8-sig")),
+    "lines of an old Mac": ("samples.csv", LINES.replace("\n", "\r").encode()),
+    "folders as Windows writes them": ("samples.csv", sheet_text(WINDOWS).encode()),
+    "folders with a slash at the end": ("samples.csv", LINES.replace(",P", "/,P").encode()),
+    "separators within quotes": ("samples.csv", QUOTED.encode()),
+    "names of columns in capitals": (
+        "samples.csv",
+        LINES.replace("folder,patient,timepoint", "Folder,PATIENT,Timepoint").encode(),
+    ),
     "comma": ("samples.csv", sheet_text(rows_of_sheet()).encode()),
     "semicolon of a German Excel": ("s.csv", sheet_text(rows_of_sheet(), ";").encode("cp1252")),
     "tabs": ("samples.tsv", sheet_text(rows_of_sheet(), "\t").encode()),
@@ -258,8 +270,27 @@ def test_sheets_that_cannot_be_used(tmp_path, text, words):
         read_cohort(tmp_path / "samples.csv")
 
 
+def test_sheets_without_a_patient_in_one_row(tmp_path):
+    "Its cells are dropped, counted and named; no patient is made of an empty field."
+    for p, t in [*VISITS, ("P2", "DX2")]:
+        put(tmp_path / p / t, triple((p, t.removesuffix("2"))))
+    rows = [*rows_of_sheet(), ("P2/DX2", "", "DX", "Zürich")]
+    (tmp_path / "samples.csv").write_text(sheet_text(rows), encoding="utf-8")
+    back = read_cohort(tmp_path)
+    assert_same(back)
+    n = len(TRUTH["P2", "DX"][0])
+    assert any(
+        f"dropped: {n} of {len(back) + n} rows without a patient" in x for x in notes_of(back)
+    )
+
+
 # ---------------------------------------------------------------- GEO series of any name
 
+# How files of these series are called (GSM5039270_G1_CellRanger_outs_barcodes.tsv.gz of GSE165554,
+# GSM4143656_SAM24345863-ln1.barcodes.tsv.gz of GSE139555, GSM3891612_Bleo1_GFPp_matrix.mtx.gz of
+# GSE132771; also GSM3814885_day0_filtered_gene_bc_matrices_h5.h5 of GSE131736 and
+# GSM3587923_AML1012-D0.dem.txt.gz of GSE116256 below). Patients and visits in them are invented:
+# most of these series are not longitudinal.
 SCHEMES = {  # series -> template of a file, name of a sample, pattern (None: a sheet)
     "GSE235063 with PT1": ("GSM{k}_{p}_{t}_processed_{kind}", "GSM{k}_{p}_{t}", PATTERN),
     "GSE165554": (
@@ -269,7 +300,7 @@ SCHEMES = {  # series -> template of a file, name of a sample, pattern (None: a 
     ),
     "GSE139555": ("GSM{k}_SAM{k}-{p}{t}.{kind}", "SAM{k}-{p}{t}", None),
     "GSE132771": ("GSM{k}_{p}_{t}_GFPp_{kind}", "GSM{k}_{p}_{t}_GFPp", PATTERN + "_GFPp"),
-    "GSE133181": ("GSM{k}_JB1{k}_{kind}", "JB1{k}", None),
+    "numbers only": ("GSM{k}_JB1{k}_{kind}", "JB1{k}", None),
     "dots": ("GSM{k}.{p}.{t}.filtered.{kind}", "GSM{k}.{p}.{t}", "{patient}.{timepoint}"),
     "words first": ("{kind}", "", PATTERN),
 }
@@ -420,6 +451,39 @@ def test_dense_tables_of_unknown_direction_are_refused(tmp_path):
         read_cohort(tmp_path, name_pattern=PATTERN)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_totals_and_lengths_are_no_cells(tmp_path, turned):
+    "Columns that featureCounts and spreadsheets add; rows of HTSeq and STAR."
+    for p, t in VISITS:
+        barcodes, X = TRUTH[p, t]
+        table = pd.DataFrame(X.T, GENES, barcodes)
+        table.insert(0, "Length", range(900, 900 + len(GENES)))
+        table["total"] = table.sum(axis=1)
+        for row in ("__no_feature", "N_unmapped", "Total"):
+            table.loc[row] = 77
+        (table.T if turned else table).to_csv(tmp_path / f"{p}_{t}.csv")
+    back = read_cohort(tmp_path, name_pattern=PATTERN)
+    assert_same(back)
+    assert sorted(back.var_names) == sorted(GENES)
+    said = "left out: Length, total, __no_feature, N_unmapped, Total of P1_DX.csv"
+    assert any(said in note for note in notes_of(back)), notes_of(back)
+
+
+def test_dense_tables_of_a_spreadsheet(tmp_path):
+    "A byte-order mark, line ends of Windows, quotes; and a decimal comma is refused."
+    for p, t in VISITS:
+        barcodes, X = TRUTH[p, t]
+        how = {"lineterminator": "\r\n", "encoding": "utf-8-sig", "quoting": 1}
+        pd.DataFrame(X.T, GENES, barcodes).to_csv(tmp_path / f"{p}_{t}.csv", **how)
+    back = read_cohort(tmp_path, name_pattern=PATTERN)
+    assert_same(back)
+    assert back.obs_names[0] == f"P1_DX:{TRUTH['P1', 'DX'][0][0]}"
+    text = (tmp_path / "P1_DX.csv").read_text(encoding="utf-8-sig")
+    (tmp_path / "P1_DX.csv").write_text(text.replace(",", ";").replace('"1"', '"1,0"'))
+    with pytest.raises(InputError, match="P1_DX.csv is not a table of counts"):
+        read_cohort(tmp_path, name_pattern=PATTERN)
+
+
 def test_dense_tables_with_fractions_are_refused_by_name(tmp_path):
     for p, t in VISITS:
         put(tmp_path, {f"{p}_{t}.csv.gz": dense((p, t), between=",")})
@@ -432,6 +496,37 @@ def test_dense_tables_with_fractions_are_refused_by_name(tmp_path):
     (tmp_path / "P2_DX.csv.gz").write_bytes(gzip.compress(text.replace(",1", ",x").encode()))
     with pytest.raises(InputError, match="P2_DX.csv.gz is not a table of counts"):
         read_cohort(tmp_path, name_pattern=PATTERN)
+
+
+def test_triples_that_went_through_windows(tmp_path):
+    "Line ends, and a byte-order mark before the first gene and the first barcode."
+    for p, t in VISITS:
+        files = triple((p, t), ("matrix.mtx", "features.tsv", "barcodes.tsv"))
+        files = {n: d.replace(b"\n", b"\r\n") for n, d in files.items()}
+        for name in ("features.tsv", "barcodes.tsv"):
+            files[name] = b"\xef\xbb\xbf" + files[name]
+        put(tmp_path / f"{p}_{t}", files)
+    back = read_cohort(tmp_path, name_pattern=PATTERN)
+    assert_same(back)
+    assert list(back.var_names) == GENES
+    assert back.obs_names[0] == f"P1_DX:{TRUTH['P1', 'DX'][0][0]}"
+    place = tmp_path / "P1_DX"
+    (place / "barcodes.tsv").write_bytes(b"barcode\n" + (place / "barcodes.tsv").read_bytes())
+    with pytest.raises(InputError, match="its gene and barcode files have 6 and 5"):
+        read_cohort(tmp_path, name_pattern=PATTERN)
+
+
+def test_one_file_under_two_names_is_named(tmp_path):
+    "Two samples with the same counts: copied, or one file downloaded twice."
+    copied = TRUTH | {("P1", "REL"): TRUTH["P1", "DX"]}
+    put(tmp_path, flat(truth=copied))
+    back = read_cohort(tmp_path, name_pattern=PATTERN)
+    assert_same(back, copied)
+    (note,) = [n for n in notes_of(back) if n.startswith("identical")]
+    assert "P1_DX and GSM101_P1_REL have the same values, cell for cell" in note
+    put(tmp_path, flat())
+    again = read_cohort(tmp_path, name_pattern=PATTERN)
+    assert not any(n.startswith("identical") for n in notes_of(again))
 
 
 # ---------------------------------------------------------------- .h5 of 10x
@@ -450,6 +545,25 @@ def test_h5_in_a_folder_and_in_a_sheet(tmp_path, cellbender):
     files = {p.name: p.read_bytes() for p in tmp_path.glob("*.h5")}
     (tmp_path / "x.tar").write_bytes(tarred(files))
     assert_same(read_cohort(tmp_path / "x.tar", name_pattern=PATTERN))
+
+
+def test_h5_without_a_genome_and_with_antibodies(tmp_path):
+    for p, t in VISITS:
+        h5_of((p, t), tmp_path / f"{p}_{t}.h5")
+        with h5py.File(tmp_path / f"{p}_{t}.h5", "a") as f:
+            del f["matrix/features/genome"]
+    assert_same(read_cohort(tmp_path, name_pattern=PATTERN))
+    for p, t in VISITS:
+        with h5py.File(tmp_path / f"{p}_{t}.h5", "a") as f:
+            kinds = f["matrix/features/feature_type"][:].astype("S20")
+            kinds[1] = b"Antibody Capture"
+            del f["matrix/features/feature_type"]
+            f["matrix/features/feature_type"] = kinds
+    left = [g for g in GENES if g != "KIT"]
+    truth = {v: (b, np.delete(X, 1, axis=1)) for v, (b, X) in TRUTH.items()}
+    back = read_cohort(tmp_path, name_pattern=PATTERN)
+    assert_same(back, truth, left)
+    assert list(back.var_names) == left
 
 
 def test_legacy_h5(tmp_path):
@@ -568,6 +682,24 @@ def zipped(files):
     return out.getvalue()
 
 
+def test_nested_folders_and_members_that_come_twice(tmp_path):
+    files = {f"a/b/c/{p}_{t}/{n}": d for p, t in VISITS for n, d in triple((p, t)).items()}
+    path = tmp_path / "x.tar"
+    path.write_bytes(tarred(files))
+    assert_same(read_cohort(path, name_pattern=PATTERN))
+    twice = files | {f"copy/P1_DX/{n}": d for n, d in triple(("P1", "DX")).items()}
+    path.write_bytes(tarred(twice))
+    with pytest.raises(InputError, match="reads 'a_b_c_P1_DX' in two ways|P1_DX"):
+        read_cohort(path, name_pattern=PATTERN)
+    with tarfile.open(path, "w") as tar:
+        for name, data in [*files.items(), *files.items()]:  # tar -r of the same files
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(InputError, match="matrix.mtx.gz|P1_DX"):
+        read_cohort(path, name_pattern=PATTERN)
+
+
 def test_a_sheet_inside_an_archive(tmp_path):
     rows = [("folder", "patient", "timepoint")] + [(f"{p}/{t}", p, t) for p, t in VISITS]
     files = {f"data/{p}/{t}/{n}": d for p, t in VISITS for n, d in triple((p, t)).items()}
@@ -643,6 +775,9 @@ def test_zarr(tmp_path):
     back = read_cohort(tmp_path / "c.zarr")
     assert_same(back)
     assert back.uns["longaml"]["layout"] == "zarr"
+    assert_same(read_cohort(f"{tmp_path / 'c.zarr'}/"))
+    (tmp_path / "c.zarr").rename(tmp_path / "plain")  # told by what is in it
+    assert_same(read_cohort(tmp_path / "plain"))
     (tmp_path / "broken.zarr").mkdir()
     with pytest.raises(InputError, match="cannot be read as an AnnData in zarr"):
         read_cohort(tmp_path / "broken.zarr")

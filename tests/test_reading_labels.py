@@ -79,6 +79,77 @@ def test_blanks_within_a_timepoint():
     assert list(other.obs["timepoint"].cat.categories) == ["day0", "DAY 14"]
 
 
+ALIKE = {
+    "a tab": ("P-1", "P-1\t"),
+    "no-break blank": ("P-1", "P-1\u00a0"),
+    "a byte-order mark": ("P-1", "\ufeffP-1"),
+    "zero width": ("P-1", "P\u200b-1"),
+    "en dash": ("P-1", "P\u20131"),
+    "minus": ("P-1", "P\u22121"),
+    "quotes": ("P-1", '"P-1"'),
+    "full width": ("P-1", "\uff30-\uff11"),
+    "two ways to write an accent": ("Z\u00fc", "Zu\u0308"),
+    "numbers": (1, 1.0),
+    "a number and a text": (1, "1"),
+    "texts of numbers": ("1", "1.0"),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+@pytest.mark.parametrize("column", ["donor", "visit"])
+def test_names_that_look_alike_are_one(kind, column):
+    usual, other = ALIKE[kind]
+    a = cells(cohort_rows(visits=("A", "B")))
+    first = "P1" if column == "donor" else "A"
+    values = a.obs[column].astype(object).to_numpy()
+    at = values == first
+    values[at] = [usual, usual, other, usual] * (at.sum() // 4)
+    a.obs[column] = values
+    order = [str(usual), "B"] if column == "visit" else ["A", "B"]
+    got = la.pp.as_cohort(a, timepoints=order)
+    role = "patient" if column == "donor" else "timepoint"
+    plain = np.where(at, str(usual), values.astype(str))
+    assert got.obs[role].astype(str).tolist() == plain.tolist()
+    assert got.obs["sample"].nunique() == 6
+    assert bool(warned(got, "merged")) == (str(usual) != str(other))
+    assert (got.X != a.X).nnz == 0
+
+
+def test_names_that_only_resemble_stay_apart():
+    for names in (("1", "01"), ("P-1", "P_1"), ("P1", "P11"), ("10\u00b2", "102"), ("1.5", "15")):
+        got = la.pp.as_cohort(cells(cohort_rows(names)))
+        assert set(got.obs["patient"].cat.categories) == set(names), names
+        assert not warned(got, "merged")
+
+
+def test_patients_that_are_numbers():
+    "A column of floats, because one patient is missing."
+    a = cells(cohort_rows((1, 2, 3)))
+    a.obs["donor"] = a.obs["donor"].astype(float)
+    a.obs.iloc[::6, 0] = np.nan
+    got = la.pp.as_cohort(a)
+    assert list(got.obs["patient"].cat.categories) == ["1", "2", "3"] and not warned(got, "merged")
+    assert got.n_obs == a.obs["donor"].notna().sum() == 100
+
+
+def test_levels_that_no_row_has():
+    a = cells(cohort_rows())
+    a.obs["donor"] = pd.Categorical(a.obs["donor"], ["P9", "P3", "P1", "P2"])
+    a.obs["visit"] = pd.Categorical(a.obs["visit"], ["REL", "never", "DX"], ordered=True)
+    got = la.pp.as_cohort(a)
+    assert list(got.obs["patient"].cat.categories) == ["P3", "P1", "P2"]
+    assert list(got.obs["timepoint"].cat.categories) == ["REL", "DX"]
+    assert got.obs["patient"].astype(str).tolist() == a.obs["donor"].astype(str).tolist()
+
+
+def test_timepoints_that_are_one_after_cleaning():
+    a = cells(cohort_rows(visits=("DX", "dx ", "REL")))
+    with pytest.raises(InputError, match="names one twice: DX, dx , REL") as e:
+        la.pp.as_cohort(a, timepoints=["DX", "dx ", "REL"])
+    assert e.value.parameter == "timepoints"
+    assert la.pp.as_cohort(a).obs["timepoint"].value_counts().to_dict() == {"DX": 120, "REL": 60}
+
+
 def test_a_blank_between_digits_is_a_difference():
     rows = cohort_rows(("1 1", "11"))
     assert la.pp.as_cohort(cells(rows)).obs["patient"].nunique() == 2
@@ -147,6 +218,34 @@ def test_what_is_no_patient_or_timepoint_is_dropped_and_counted(word, column, ca
     assert repr(column) in note
     said = word.strip() if isinstance(word, str) else ""
     assert f"({said or 'no value'} {(~left).sum()})" in note
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("Doublet", "MULTIPLET", "not_assigned", "n.a.", "missing", "Negative", "ambiguous"),
+        *("doublet0/1", "Doublet_P1_P2", "-", "--", "?", ".", "\u2014", "\u200b", "#REF!", "amb"),
+        *("unknown", "low_quality", "Not Called", "unassign", "not available"),
+    ],
+)
+def test_what_demultiplexers_and_spreadsheets_write_is_no_patient(word):
+    a = cells(cohort_rows())
+    values = a.obs["donor"].to_numpy(object)
+    values[::7] = word
+    a.obs["donor"] = values
+    got = la.pp.as_cohort(a)
+    assert list(got.obs["patient"].cat.categories) == ["P1", "P2", "P3"]
+    assert got.n_obs == (np.arange(120) % 7 != 0).sum() and warned(got, "dropped")
+
+
+def test_demuxlet_writes_two_donors_of_a_doublet():
+    rows = [(f"SNG-{p}", v) for p, v in cohort_rows()]
+    rows[::10] = [("DBL-P1-P2-0.50", v) for _, v in rows[::10]]
+    rows[1::10] = [("AMB-P1-P3-0.50", v) for _, v in rows[1::10]]
+    got = la.pp.as_cohort(cells(rows))
+    assert list(got.obs["patient"].cat.categories) == ["SNG-P1", "SNG-P2", "SNG-P3"]
+    ids = la.pp.as_cohort(cells(cohort_rows(("AMB-1", "AMB-2"))))  # a hospital's initials
+    assert ids.obs["patient"].nunique() == 2
 
 
 def test_no_patient_at_all():
@@ -554,6 +653,23 @@ def test_timepoints_with_commas_on_the_command_line(tmp_path, capsys):
     assert "not a list of names" in capsys.readouterr().err
 
 
+def test_tabs_in_timepoints_on_the_command_line(tmp_path, capsys):
+    a = replicated(4)
+    a.obs["timepoint"] = a.obs["timepoint"].map({"DX": "day\t0", "REL": "day 7 "})
+    a.write_h5ad(tmp_path / "c.h5ad")
+    source, made = str(tmp_path / "c.h5ad"), str(tmp_path / "made.h5ad")
+    assert main(["convert", source, made]) == 2
+    said = capsys.readouterr().err
+    assert "has the timepoints day 0, day 7, and nothing says" in said
+    assert 'Pass --timepoints "day 0,day 7" in order of time' in said
+    assert main(["convert", source, made, "--timepoints", "day 0,day 7"]) == 0
+    found = ad.read_h5ad(made).obs["timepoint"].value_counts().to_dict()
+    assert (
+        found
+        == a.obs["timepoint"].map({"day\t0": "day 0", "day 7 ": "day 7"}).value_counts().to_dict()
+    )
+
+
 def test_synonyms_on_the_command_line(tmp_path, capsys):
     a = replicated(4)
     a.obs["timepoint"] = np.where(
@@ -586,6 +702,40 @@ def test_words_for_malignant(yes, no):
     a.obs["malignant"] = np.where(np.arange(a.n_obs) % 3 == 0, yes, no)
     got = la.pp.as_cohort(a)
     assert got.obs["malignant"].tolist() == (np.arange(a.n_obs) % 3 == 0).tolist()
+
+
+@pytest.mark.parametrize(
+    "values, yes",
+    [
+        (np.array([True, False]), [True, False]),
+        (pd.array([True, None], dtype="boolean"), [True, None]),
+        (
+            pd.Categorical(["Malignant ", "normal"], ["unused", "normal", "Malignant "]),
+            [True, False],
+        ),
+        (np.array([0.0, 1.0]), [False, True]),
+        (np.array(["True", "False"]), [True, False]),
+    ],
+)
+def test_forms_of_malignant(values, yes):
+    a = replicated(4)
+    a.obs["malignant"] = pd.Series(values).iloc[np.arange(a.n_obs) % 2].to_numpy()
+    if isinstance(values, pd.Categorical):
+        codes = values.codes[np.arange(a.n_obs) % 2]
+        a.obs["malignant"] = pd.Categorical.from_codes(codes, values.categories)
+    got = la.pp.as_cohort(a)
+    found = got.obs["malignant"].astype(object)
+    assert found.where(found.notna(), None).tolist() == [yes[i % 2] for i in range(a.n_obs)]
+    kind = {True: " malignant", False: " normal", None: ""}
+    types = [f"{t}{kind[yes[i % 2]]}" for i, t in enumerate(a.obs["cell_type"])]
+    assert got.obs["cell_type"].astype(str).tolist() == types
+
+
+def test_three_levels_of_malignant_are_refused():
+    a = replicated(4)
+    a.obs["malignant"] = np.arange(a.n_obs) % 3
+    with pytest.raises(InputError, match="holds numbers from 0 to 2"):
+        la.pp.as_cohort(a)
 
 
 def test_scores_in_malignant(tmp_path, capsys):

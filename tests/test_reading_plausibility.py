@@ -439,6 +439,20 @@ def test_commands_name_samples_in_doubt(wrong, tmp_path, caplog):
     assert result["summary"].startswith("labels in doubt: AML2_DX, AML2_REM (")
 
 
+def test_every_cohort_command_checks_labels_and_takes_corrections(cohort):
+    "Every command that reads patients and timepoints reads with `relabel`, and is checked."
+    from longaml.experiment import driver
+
+    for name, command in driver.commands().items():
+        options = set(command.Config.options())
+        if {"patient_key", "timepoint_key"} <= options:
+            assert "relabel" in options, name
+    swapped = exchanged(cohort, ("AML2_DX", "AML2_REM"))
+    for data in (swapped, {"cohort": swapped}):
+        assert driver.label_check(data).samples() == ["AML2_DX", "AML2_REM"]
+    assert driver.label_check(cohort[:, :5].to_df()) is None
+
+
 def test_commands_apply_corrections(wrong, tmp_path, caplog):
     from longaml.cli import main
 

@@ -332,8 +332,14 @@ def test_the_same_bytes_for_any_number_of_jobs(cohort, tmp_path, place):
     )
     one = read_cohort(path, jobs=1)
     assert np.array_equal(one[cohort.obs_names, cohort.var_names].X.toarray(), cohort.X.toarray())
-    for jobs in (None, 2, 100):
+    for jobs in (None, 2):
         same(one, read_cohort(path, jobs=jobs))
+
+
+@pytest.mark.slow  # a process for every sample, each with its imports
+def test_the_same_bytes_for_more_jobs_than_samples(cohort, tmp_path):
+    path = write_geo(cohort, tmp_path / "geo", traps=["different_genes", "unsorted_entries"])
+    same(read_cohort(path, jobs=1), read_cohort(path, jobs=100))
 
 
 def test_members_of_archives_open_in_any_process(tmp_path):

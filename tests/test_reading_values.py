@@ -78,6 +78,9 @@ SOUP = np.where(COUNTS > 1, COUNTS - 0.37, COUNTS)
 DECONT = COUNTS * rng_for(1, "decontX").uniform(0.6, 0.99, COUNTS.shape)
 SMALL = np.where(DECONT < 20, DECONT, 0)
 TPM = per(rng_for(2, "tpm").gamma(0.3, 2, (48, 80)), 1e6)
+SHARE = COUNTS / COUNTS.sum(1, keepdims=True)
+DRAWN = np.array([rng_for(3, str(i)).multinomial(10_000, p) for i, p in enumerate(SHARE)])
+BULK = rng_for(4, "bulk").poisson(SHARE * rng_for(5, "bulk").uniform(2e7, 5e7, (48, 1))) + 40.0
 KINDS = {
     "counts": (COUNTS, "counts", None),
     "counts after a detour through logarithms": (
@@ -96,6 +99,22 @@ KINDS = {
     "log2 of counts, most of them whole": (np.log2(1 + COUNTS), "log counts", 2),
     "counts per million": (per(COUNTS, 1e6), "normalised", None),
     "proportions": (per(COUNTS, 1), "normalised", None),
+    "counts per million, rounded": (np.rint(per(COUNTS, 1e6)), "normalised", None),
+    "counts per 10,000, rounded": (np.rint(per(COUNTS)), "normalised", None),
+    "TPM, rounded": (np.rint(TPM), "normalised", None),
+    "half of the genes of rounded counts per million": (
+        np.rint(per(COUNTS, 1e6))[:, 1::2],
+        "normalised",
+        None,
+    ),
+    "ln of rounded counts per million": (
+        np.log1p(np.rint(per(COUNTS, 1e6))),
+        "lognorm",
+        np.e,
+    ),
+    "counts that were downsampled": (DRAWN, "counts", None),
+    "counts of bulk samples": (BULK, "counts", None),
+    "square roots of counts": (np.sqrt(COUNTS), "fractional", None),
     "TPM": (TPM, "normalised", None),
     "half of the genes of counts per million": (per(COUNTS, 1e6)[:, 1::2], "normalised", None),
     "SoupX": (SOUP, "fractional", None),
@@ -162,6 +181,50 @@ def test_values_that_only_look_like_logarithms_are_refused(name, history):
     if kind == "normalised":
         with pytest.raises(InputError, match="'round' rounds corrected counts, but X holds"):
             as_cohort(a, counts="round")
+
+
+@pytest.mark.parametrize("rows", ["all", "one sample"])
+def test_rounded_cpm_are_refused_in_every_format(tmp_path, rows):
+    "Also where one sample was normalised and the others hold counts."
+    X = np.rint(per(COUNTS, 1e6))
+    if rows == "one sample":
+        at = np.arange(48) % 8 == 1  # P1 at DX
+        X = np.where(at[:, None], X, COUNTS)
+    a = annotated(X)
+    with pytest.raises(InputError, match="counts per million, or TPM") as e:
+        as_cohort(a)
+    assert e.value.parameter == "layer"
+    assert ("P1_DX" in str(e.value)) == (rows == "one sample")
+    for (p, t), at in a.obs.groupby(["patient", "timepoint"]).indices.items():
+        place = tmp_path / f"{p}_{t}"
+        place.mkdir()
+        mmwrite(place / "matrix.mtx", sp.coo_matrix(X[at].T.astype(int)))
+        (place / "genes.tsv").write_text("\n".join(NAMES) + "\n")
+        (place / "barcodes.tsv").write_text("\n".join(f"b{i}" for i in at) + "\n")
+    with pytest.raises(InputError, match="P1_DX|P0_DX"):
+        read_cohort(tmp_path, name_pattern="{patient}_{timepoint}")
+
+
+def test_negative_counts_in_a_layer_do_not_fall_back_on_X():
+    a = annotated(COUNTS, layers={"counts": COUNTS - 2})
+    with pytest.raises(InputError, match=r"layers\['counts'\].*values below zero are scaled") as e:
+        as_cohort(a)
+    assert e.value.parameter == "layer"
+    assert np.array_equal(dense(as_cohort(a, layer="X")), COUNTS)
+
+
+def test_counts_in_a_layer_of_another_name_are_offered():
+    a = annotated(np.log1p(per(COUNTS)), layers={"raw_counts": COUNTS, "scaled": COUNTS - 2})
+    got = as_cohort(a)
+    assert got.uns["longaml"]["input_kind"] == "lognorm"
+    assert "layers with counts: raw_counts;" in notes(got)
+    assert np.array_equal(dense(as_cohort(a, layer="raw_counts")), COUNTS)
+    assert "layers with counts" not in notes(as_cohort(a, layer="X"))
+
+
+def test_presence_and_absence_is_noted():
+    assert "all 3,0" in notes(as_cohort(annotated((COUNTS > 0) * 1.0)))
+    assert "one value" not in notes(as_cohort(annotated(COUNTS)))
 
 
 def test_the_advice_for_normalised_values_works():
@@ -287,6 +350,14 @@ def test_odd_names_are_text():
     assert np.array_equal(dense(got), COUNTS)
     numeric = name_genes(pd.DataFrame(index=pd.Index([7157.0, 4535.0])))
     assert list(numeric.var.index) == ["7157", "4535"] and "Entrez" in numeric.notes[0]
+
+
+def test_genes_that_a_spreadsheet_made_dates_are_noted():
+    names = ["1-Mar", "2-Sep", "SEPTIN2", "HLA-A", "2023-09-02 00:00:00", *NAMES[5:]]
+    got = as_cohort(annotated(COUNTS, names))
+    assert list(got.var_names) == names
+    assert "gene names: 3 look like dates (1-Mar, 2-Sep, 2023-09-02" in notes(got)
+    assert "dates" not in notes(as_cohort(annotated(COUNTS)))
 
 
 def test_repeated_names_are_made_unique_with_a_note():
@@ -502,6 +573,12 @@ def test_mitochondrial_share(kind):
 def test_mitochondrial_ids_in_a_column_and_none():
     ids = pd.DataFrame({"gene_ids": ["ENSG00000198888", IDS[0]]}, index=["ND1", "A"])
     assert is_mitochondrial(ids).tolist() == [True, False]
+    entrez = pd.DataFrame({"entrez_id": [4535, 7157]}, index=["ND1", "TP53"])
+    assert is_mitochondrial(entrez).tolist() == [True, False]
+    for column in ("n_cells", "length", "highly_variable_rank"):  # numbers of another kind
+        other = pd.DataFrame({column: [4535, 7157]}, index=["CD34", "TP53"])
+        assert not is_mitochondrial(other).any()
+        assert not is_mitochondrial(other.astype(str)).any()
     nuclear = ["MTOR", "MT1X", "MT2A", "MTND1P23", "HLA-A", "GRCh38_MTOR", "MTRNR2L12"]
     assert not is_mitochondrial(pd.DataFrame(index=nuclear)).any()
     assert len([i for i in MITO_IDS if i.startswith("ENSG")]) == 15
@@ -552,7 +629,8 @@ def test_rows_of_more_than_a_billion():
     assert abs(got[0].sum() / 1e9 - 1) < 1e-4 and got[1].sum() == 100
     assert np.allclose(got[0] / got[0].sum(), big[0] / big[0].sum(), atol=1e-4)
     scale = np.where(np.arange(48) % 8 < 4, 3e7, 1e7)[:, None]
-    cohort = as_cohort(annotated(COUNTS * scale))
+    big = np.rint(COUNTS * scale * rng_for(1, "big").uniform(0.7, 1.3, COUNTS.shape))
+    cohort = as_cohort(annotated(big))
     assert COUNTS.sum() * 1e7 > 1e9
     bulk = pseudobulk(cohort, min_cells=1)
     assert np.isfinite(bulk.X.toarray()).all()

@@ -166,7 +166,7 @@ def _anndatas(kind: str, samples: list[SampleFiles], options) -> Iterator[tuple[
     "Every sample as an AnnData, and notes; one at a time."
     if kind == "table":
         tables = [read_dense(sample.files[MATRIX]) for sample in samples]
-        yield from ((adata, []) for adata in dense_samples(tables))
+        yield from dense_samples(tables)
         return
     with tempfile.TemporaryDirectory(prefix="longaml-") as place:
         for sample in samples:

@@ -6,6 +6,8 @@
 __all__ = ['CohortParts', 'build_cohort', 'as_cohort', 'save_cohort']
 
 # %% ../../nbs/pp/209_cohort.ipynb #76b133ae
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,7 +47,7 @@ from longaml.pp.labels import (
 from .matrix import technical_columns
 from .samples import row_names
 from .slots import choose_matrix
-from .values import loaded
+from .values import loaded, rounded_total, total_in_words
 
 # %% ../../nbs/pp/209_cohort.ipynb #9ddc56ae
 @dataclass(frozen=True)
@@ -98,6 +100,42 @@ def _guessed(rows):
     return [f"guessed by the names of columns: {found}; say what is right with {options}"]
 
 
+def _check_whole(X, sample):
+    "Raise where the whole numbers of a sample, or of the bulk samples, are rounded CPM or TPM."
+    rows = dict(sample.groupby(sample, observed=True).indices)
+    for name, at in {**rows, "all samples": np.arange(X.shape[0])}.items():
+        few = at[np.linspace(0, len(at) - 1, min(len(at), 50)).astype(int)]
+        total = rounded_total(X[few]) if len(few) > 2 else None
+        if total is not None:
+            raise InputError(
+                f"{name}: {total_in_words(total)}, rounded to whole numbers, are no counts. Read "
+                "the raw counts (layer=..., or other files)",
+                parameter="layer",
+            )
+
+
+def _twins(X, sample):
+    "A note on samples with the same counts, cell for cell."
+    seen: dict[tuple, str] = {}
+    twins = []
+    rows = sample.groupby(sample, observed=True).indices
+    entries = np.diff(X.indptr)
+    sizes = {name: (len(at), int(entries[at].sum())) for name, at in rows.items()}
+    several = Counter(sizes.values())
+    for name, at in rows.items():
+        if several[sizes[name]] == 1 or sizes[name][1] < 10:  # few may agree by chance
+            continue
+        own = X[at]
+        parts = (own.data, own.indices, own.indptr)
+        first = seen.setdefault(tuple(zlib.crc32(part.tobytes()) for part in parts), name)
+        if first != name:
+            twins.append(f"{first} and {name}")
+    if not twins:
+        return []
+    found = f"identical: {listing(twins, 4)} have the same values, cell for cell"
+    return [f"{found}; was one file read twice?"]
+
+
 def build_cohort(
     parts: CohortParts,  # the matrix and its annotation
     keys: ColumnKeys,  # columns that the user named
@@ -116,6 +154,8 @@ def build_cohort(
             "Name the layer with the counts with layer=...",
             parameter="layer",
         )
+    if parts.kind == "counts":
+        _check_whole(X, rows.obs[SAMPLE])
     names = row_names(obs.index, rows.obs[SAMPLE])
     var = parts.var.copy()
     technical = technical_columns(X, var, parts.kind, obs)
@@ -128,7 +168,7 @@ def build_cohort(
         varm={k: _rows_of(v, np.ones(len(var), bool), var.index) for k, v in parts.varm.items()},
         uns=dict(parts.uns),
     )
-    notes = [*parts.said, *parts.notes, *_guessed(rows), *rows.notes]
+    notes = [*parts.said, *parts.notes, *_guessed(rows), *rows.notes, *_twins(X, rows.obs[SAMPLE])]
     if parts.kind == "lognorm":
         notes.append(
             "depth uncontrolled: the input was log-normalised elsewhere, so cells cannot be "

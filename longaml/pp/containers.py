@@ -412,9 +412,29 @@ def genes_are(
     return found.pop()
 
 
+_NO_CELL = re.compile(
+    r"length|width|start|end|strand|gc(?:_?content)?|totals?|sums?|means?|row_?sums?", re.I
+)
+_NO_GENE = re.compile(  # of HTSeq and STAR
+    r"_{0,2}(?:no_feature|ambiguous|too_low_aqual|not_aligned|alignment_not_unique)|"
+    r"N_(?:unmapped|multimapping|noFeature|ambiguous)|totals?|col_?sums?",
+    re.I,
+)
+
+
+def _only_counts(adata, name):
+    "Cells and genes of a table, without lengths, totals, and what found no gene."
+    cells = np.array([not _NO_CELL.fullmatch(n.strip()) for n in adata.obs_names])
+    genes = np.array([not _NO_GENE.fullmatch(n.strip()) for n in adata.var_names])
+    if cells.all() and genes.all():
+        return adata, []
+    out = listing([*adata.obs_names[~cells], *adata.var_names[~genes]])
+    return adata[cells, genes].copy(), [f"left out: {out} of {name}, which are no cells or genes"]
+
+
 def dense_samples(
     tables: Sequence[DenseTable],  # of all samples
-) -> list[AnnData]:
+) -> list[tuple[AnnData, list[str]]]:  # each with notes
     "Dense tables as cells x genes."
     side = genes_are(tables)
     found = []
@@ -427,5 +447,5 @@ def dense_samples(
         obs, var = (columns, rows) if side == "rows" else (rows, columns)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found.append(AnnData(X, obs=obs, var=var))
+            found.append(_only_counts(AnnData(X, obs=obs, var=var), table.name))
     return found

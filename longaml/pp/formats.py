@@ -73,7 +73,7 @@ def text_lines(
 ) -> list[str]:  # its lines, without trailing empty ones
     "The lines of a small text file."
     with opened(file) as stream:
-        text = stream.read().decode("utf-8", errors="replace").rstrip("\r\n")
+        text = stream.read().decode("utf-8", errors="replace").lstrip("\ufeff").rstrip("\r\n")
     return text.split("\n") if text else []
 
 # %% ../../nbs/pp/206_formats.ipynb #61e7a78d

@@ -37,8 +37,10 @@ def are_ids(
     names: Iterable[Any],  # of genes
 ) -> bool:  # True: at least half of them are Ensembl ids or Entrez numbers
     "Are these ids rather than symbols?"
-    text = [str(name) for name in names]
-    ids = sum(name.isdigit() or ("ENS" in name and bool(ENSEMBL.match(name))) for name in text)
+    text = list(map(str, names))
+    ids = sum(map(str.isdigit, text))
+    if "ENS" in "\n".join(text):
+        ids += sum("ENS" in name and bool(ENSEMBL.match(name)) for name in text)
     return len(text) > 0 and 2 * ids >= len(text)
 
 # %% ../../nbs/pp/201_genes.ipynb #1f223cf3
@@ -64,10 +66,25 @@ MITO_IDS = frozenset(
 
 def _mitochondrial_names(names):
     "(names,) bool."
-    bare = [bare_id(name) for name in names]
-    ids = are_ids(bare)
-    named = [("MT" in n.upper() and bool(MITO_NAME.match(n))) for n in bare]
-    return np.array(named, bool) | np.array([ids and n in MITO_IDS for n in bare], bool)
+    text = list(map(str, names))
+    bare = [bare_id(name) for name in text] if "ENS" in "\n".join(text) else text
+    found = np.zeros(len(bare), bool)
+    if "MT" in "\n".join(bare).upper():
+        found |= [("MT" in n.upper() and bool(MITO_NAME.match(n))) for n in bare]
+    if are_ids(bare):
+        found |= [n in MITO_IDS for n in bare]
+    return found
+
+
+_ID_COLUMN = re.compile(r"entrez|ncbi|gene_?ids?|^ids?$", re.I)
+
+
+def _holds_ids(column):
+    "Whether a column of `var` holds ids: numbers are Entrez numbers only where its name says so."
+    if column.dtype.kind in "bfc" or not are_ids(column.iloc[:1000]):
+        return False
+    numbers = column.iloc[:1000].astype(str).str.isdecimal().any()
+    return not numbers or bool(_ID_COLUMN.search(str(column.name)))
 
 
 def is_mitochondrial(
@@ -78,7 +95,7 @@ def is_mitochondrial(
     for column in var.columns:
         if found.any():
             break
-        if var[column].dtype.kind not in "bfc" and are_ids(var[column].iloc[:1000]):
+        if _holds_ids(var[column]):
             found = _mitochondrial_names(var[column])
     return found
 
@@ -249,6 +266,20 @@ def _symbols_of(var, names, gene_symbols):
     return [known.get(bare_id(name)) or None for name in names], Path(gene_symbols).name
 
 
+_DATE = re.compile(r"\d{1,2}-(?:Mar|Sep|Sept|Oct|Dec|Feb)|(?:19|20)\d\d-\d\d-\d\d.*", re.I)
+
+
+def _dates(names):
+    "A note on names that a spreadsheet turned into dates, where there are any."
+    found = [name for name in names if _DATE.fullmatch(name)]
+    if not found:
+        return []
+    return [
+        f"gene names: {len(found)} look like dates ({listing(found, 3)}), which spreadsheets make "
+        "of MARCH1 or SEPT2; name genes from the original file"
+    ]
+
+
 @dataclass(frozen=True)
 class NamedGenes:
     "Genes with unique names, and what has to be said about them."
@@ -284,6 +315,7 @@ def name_genes(
             f"by symbols. {offer_symbols(var)}"
         )
     index, repeated = unique_names(names)
+    notes += _dates(names)
     same = gene_symbols is None and not repeated
     var.index = index.rename(var.index.name if same else None)
     return NamedGenes(var, notes + repeated)

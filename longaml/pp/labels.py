@@ -206,8 +206,8 @@ def _not_malignant(column, strange):
     "The error for a column that says neither malignant nor normal."
     said = f"says {listing(strange)}"
     cut = ""
-    numbers = pd.to_numeric(pd.Series(strange), errors="coerce")
-    if numbers.notna().all():
+    if pd.to_numeric(pd.Series(strange), errors="coerce").notna().all():
+        numbers = pd.to_numeric(column, errors="coerce")
         said = f"holds numbers from {numbers.min():g} to {numbers.max():g}"
         name = column.name
         cut = f"Cut a score in two first (adata.obs[{name!r}] = adata.obs[{name!r}] > 0.5). "
@@ -283,7 +283,7 @@ def natural_key(
 ) -> list[tuple]:  # sorts P2 before P10
     "A sorting key that compares digits as numbers."
     parts = [p for p in re.split(r"(\d+)", str(name)) if p]
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]  # "²" is no decimal
 
 
 def _levels(column, values):

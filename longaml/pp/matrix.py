@@ -9,6 +9,7 @@ __all__ = ['DEPTH_COLUMNS', 'WORTH_IT', 'MOST_JOBS', 'technical_columns', 'GeneT
 # %% ../../nbs/pp/207_matrix.ipynb #aaad4676
 import re
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,15 @@ from .genes import is_mitochondrial
 DEPTH_COLUMNS = ("n_counts", "total_counts", "nCount_RNA")
 
 
+def _row_sums(values, indptr):
+    "Sums of the rows of a sparse matrix, in double precision."
+    full = np.diff(indptr) > 0
+    sums = np.zeros(len(full))
+    if full.any():
+        sums[full] = np.add.reduceat(values, indptr[:-1][full], dtype=np.float64)
+    return sums
+
+
 def technical_columns(
     X: sp.csr_matrix,  # (cells, genes)
     var: pd.DataFrame,  # one row per gene
@@ -44,13 +54,17 @@ def technical_columns(
     obs: pd.DataFrame,  # annotation of the cells, which may have its own depth column
 ) -> dict[str, np.ndarray]:  # n_counts, n_genes, mito_share (0 to 1) of each cell
     "Depth, detected genes and mitochondrial share of every cell."
-    is_mito = is_mitochondrial(var).astype(float)
-    weights = np.c_[np.ones(len(is_mito)), is_mito]
+    is_mito = is_mitochondrial(var).astype(np.float32)
     sums = np.zeros((X.shape[0], 2))
     for start in range(0, X.shape[0], 1024):  # in blocks of rows: no second copy of the values
+        indptr = X.indptr[start : start + 1025]
+        values = X.data[indptr[0] : indptr[-1]]
+        values = values if kind == "counts" else np.expm1(values, dtype=np.float64)
         rows = slice(start, start + 1024)
-        block = X[rows].astype(np.float64)
-        sums[rows] = (block if kind == "counts" else block.expm1()) @ weights
+        sums[rows, 0] = _row_sums(values, indptr - indptr[0])
+        if is_mito.any():
+            mito = values * is_mito[X.indices[indptr[0] : indptr[-1]]]
+            sums[rows, 1] = _row_sums(mito, indptr - indptr[0])
     depth = sums[:, 0]
     own = [c for c in DEPTH_COLUMNS if c in obs]
     if kind == "lognorm" and own:
@@ -267,6 +281,14 @@ class _Part:
         return data[: rows[-1]], indices[: rows[-1]], rows
 
 
+def _read_elsewhere(part):
+    "A part, or what is wrong with it: the first error in order is raised, not the first in time."
+    try:
+        return part.read()
+    except InputError as e:
+        return e
+
+
 def _processes(parts, jobs):
     "How many processes read."
     if jobs is None:
@@ -299,11 +321,17 @@ def read_counts(
     start = 0
     if jobs > 1:
         elsewhere = joblib.Parallel(jobs, return_as="generator")(
-            joblib.delayed(_Part.read)(part) for part in parts
+            joblib.delayed(_read_elsewhere)(part) for part in parts
         )
     for part in progress(parts, "reading samples"):
         if jobs > 1:
-            counts, columns, rows = next(elsewhere)
+            found = next(elsewhere)
+            if isinstance(found, InputError):
+                with warnings.catch_warnings():  # joblib's, of samples that nobody wants now
+                    warnings.simplefilter("ignore")
+                    elsewhere.close()
+                raise found
+            counts, columns, rows = found
             place = slice(start, start + len(counts))
             data[place] = counts
             indices[place] = columns

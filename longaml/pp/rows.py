@@ -99,7 +99,9 @@ class Row:
     @property
     def place(self) -> str | None:
         "The folder or file that it names."
-        return next((v for c in ("folder", "file", "path") if (v := self.values.get(c))), None)
+        named = (self.values.get(c) for c in ("folder", "file", "path"))
+        place = next(filter(None, named), None)
+        return place and place.replace("\\", "/")  # as Windows writes it
 
     @property
     def prefix(self) -> str | None:

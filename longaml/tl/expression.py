@@ -312,6 +312,10 @@ def deseq2(
     counts = pd.DataFrame(
         rows.layers[COUNTS].toarray().astype(int), index=rows.obs_names, columns=rows.var_names
     )
+    visit = [meta["patient"], meta["timepoint"]]
+    counts = counts.groupby(visit).sum()  # replicates of a visit are one observation
+    meta = counts.index.to_frame(index=False)
+    counts.index = meta.index = pd.Index([f"{p}_{t}" for p, t in counts.index])
     seen = counts.loc[:, counts.sum() > 0]
     dds = DeseqDataSet(counts=seen, metadata=meta, design="~patient + timepoint", quiet=True)
     dds.deseq2()
