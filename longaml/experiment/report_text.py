@@ -423,7 +423,7 @@ def references(
     papers = json.loads(template_text("references.json"))
     tasks = tasks_of(run)
     networks = _networks(run)
-    used = ["scanpy", "anndata", "sklearn", "pseudobulk"]
+    used = ["scanpy", "anndata", "sklearn", "pseudobulk", "folds"]
     if networks:
         used += ["torch", "adamw"]
     if "timepoint" in tasks:
