@@ -193,3 +193,47 @@ def test_shock_has_no_excess_where_visits_are_permuted(shared_data, tmp_path):
     assert found["status"] == "passed" and " of 20 permuted cohorts" in found["text"]
     assert "visits exchanged in 5 of 11 patients" in found["text"]
     assert found["value"] < found["threshold"]
+
+
+def planted_sets(folder, names=("RISE", "OTHERS")):
+    "A GMT: the ten genes that rise, and twelve that do not."
+    genes = [[f"GENE{i}" for i in range(10)], [f"GENE{i}" for i in range(20, 32)]]
+    path = folder / "sets.gmt"
+    lines = ["\t".join([name, "made here", *members]) for name, members in zip(names, genes)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_gene_sets_go_through_the_same_design(pigs, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ["--design", "~ line * hour + (1|pig)", "--contrast", "lineL:hour2"]
+    words = ["de", str(pigs), *PIGS, *given, "--gene-sets", str(planted_sets(tmp_path))]
+    assert main([*words, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    table = pd.read_csv(out / "gene_sets.csv").set_index("gene_set")
+    assert table.index[0] == "RISE" and table.loc["RISE", "p_value"] < 1e-3
+    assert table.loc["RISE", "n_genes"] == 10 and table.loc["OTHERS", "p_value"] > 0.01
+    de = pd.read_csv(out / "de.csv").set_index("gene")["log2_fold_change"]
+    mean = de[[f"GENE{i}" for i in range(10)]].mean()
+    assert table.loc["RISE", "effect"] == pytest.approx(mean, rel=1e-4)
+    assert "1 of 2 gene sets at 10% FDR; first, with mean log2 fold change: RISE" in said
+    assert list((out / "figures").glob("gene-sets-*.png"))
+    before = (out / "gene_sets.csv").read_bytes()
+    assert main([*words, "--out", str(out), "--resume"]) == 0
+    assert (out / "gene_sets.csv").read_bytes() == before
+    planted_sets(tmp_path, ("RISE", "NAMED ANEW"))
+    assert main([*words, "--out", str(out), "--resume"]) == 2
+    assert "checksum of the input" in capsys.readouterr().err
+
+
+def test_gene_sets_that_cannot_be_tested(pigs, tmp_path, capsys):
+    path = tmp_path / "ids.gmt"
+    path.write_text("A\tnone\t" + "\t".join(f"ENSG{i:011d}" for i in range(20)) + "\n")
+    out = tmp_path / "out"
+    words = ["de", str(pigs), *PIGS, "--out", str(out), "--gene-sets"]
+    assert main([*words, str(path)]) == 2 and not out.exists()
+    assert main([*words, str(tmp_path / "nowhere.gmt")]) == 2 and not out.exists()
+    sets = str(planted_sets(tmp_path))
+    assert main([*words, sets, "--method", "downsampled"]) == 2 and not out.exists()
+    said = capsys.readouterr().err
+    assert "leave out --gene-sets FILE or --method NAME" in said, said

@@ -18,7 +18,7 @@ from tools import ROOT, python
 
 import longaml as la
 from longaml.core import rng_for
-from longaml.experiment.de import de_audit, de_lines, run_de
+from longaml.experiment.de import de_audit, run_de
 from longaml.models.baselines import held_out_proba, patient_accuracy
 from longaml.models.classical import BayesianRidge, FactorModel, bayesian_ridge, coefficient_table
 from longaml.models.quadratic import enrichment
@@ -31,7 +31,7 @@ from longaml.tl.factors import (
     fit_factors,
     leading_genes,
 )
-from longaml.tl.gene_test_summary import downsampled_table
+from longaml.tl.gene_test_summary import de_lines, downsampled_table
 from longaml.tl.permutation import held_out_scorer, observed_assignment
 
 FEW = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])

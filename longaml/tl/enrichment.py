@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST_SETS', 'COLUMNS', 'residual_directions', 'set_correlations', 'within_blocks', 'contrast_directions', 'z_scores',
-           'SetTests', 'competitive_tests', 'sample_scores', 'score_tests', 'SetOptions', 'enrich']
+           'SetTests', 'competitive_tests', 'sample_scores', 'score_tests', 'SetOptions', 'enrich', 'gene_set_lines']
 
 # %% ../../nbs/tl/317_enrichment.ipynb #826e3280
 from collections.abc import Iterable, Mapping
@@ -467,3 +467,21 @@ def _pair_of(name: str, bulk: AnnData) -> tuple[str, str]:
             "permutations=0",
             parameter="permutations",
         ) from e
+
+# %% ../../nbs/tl/317_enrichment.ipynb #e25b0288
+def gene_set_lines(
+    table: pd.DataFrame | None,  # from `enrich`; None: no line
+) -> list[str]:  # a sentence for each contrast and cell type with a significant set
+    "Which gene sets change, in sentences: over all cell types where there are several."
+    if table is None:
+        return []
+    lines = []
+    for contrast, rows in table.groupby("contrast", sort=False):
+        several = rows["cell_type"].nunique() > 1
+        t = rows[rows["cell_type"] == ALL] if several else rows
+        called = t[t["q_value"] < 0.1]
+        first = [f"{r.gene_set} {r.effect:+.2f}" for r in called.head(3).itertuples()]
+        more = f"; first, with mean log2 fold change: {', '.join(first)}" if first else ""
+        place = f"{contrast}, all cell types" if several else str(contrast)
+        lines.append(f"{place}: {len(called)} of {len(t)} gene sets at 10% FDR{more}")
+    return lines
