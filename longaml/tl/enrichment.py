@@ -78,7 +78,8 @@ def residual_directions(
         for j in range(p):  # reflect the rows from j on, so that only the first keeps column j
             v = x[j:, :, j].copy()
             length = np.sqrt((v**2).sum(0))
-            v[0] += np.where(v[0] < 0, -length, length)
+            # zero but for rounding counts as zero: the order of genes decides nothing
+            v[0] += np.where(v[0] < -1e-9 * length, -length, length)
             v /= np.sqrt((v**2).sum(0))
             x[j:] -= 2 * v[:, :, None] * np.einsum("ng,ngk->gk", v, x[j:])
             rest[j:] -= 2 * v * (v * rest[j:]).sum(0)

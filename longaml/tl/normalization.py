@@ -139,5 +139,6 @@ def expressed_genes(
         needed = 10 + (needed - 10) * 0.7
     cutoff = min_count / np.median(sizes) * 1e6
     cpm = x / sizes[:, None] * 1e6
-    often = (cpm >= cutoff).sum(0) >= needed - 1e-14
+    # a gene exactly at the cutoff is not lost to rounding, which depends on the order of genes
+    often = (cpm >= cutoff * (1 - 1e-9)).sum(0) >= needed - 1e-14
     return often & (x.sum(0) >= min_total - 1e-14)

@@ -187,6 +187,15 @@ def added(path: str, names: dict[str, dict]) -> set[str]:
     return set(names.get("added", {}).get(Path(path).name, []))
 
 
+def unchanged(path: str, t: Table, names: dict[str, dict]) -> Table:
+    """A table without the rows whose numbers names.json says were changed on purpose."""
+    rows = t.rows
+    for column, values in names.get("changed", {}).get(Path(path).name, {}).items():
+        if column in rows:
+            rows = rows[~rows[column].isin(values)].reset_index(drop=True)
+    return Table(rows, t.n - (len(t.rows) - len(rows)) * t.step, t.step, t.totals)
+
+
 def close(a: np.ndarray, b: np.ndarray, name: str = "") -> np.ndarray:
     """Which numbers agree, within the tolerance for their size, and that of their column."""
     same = a == b  # infinite values too
