@@ -63,9 +63,16 @@ SETTINGS = {
     for s in (
         Setting("nb6", "6 patients", 6),
         Setting("nb12", "12 patients", 12),
-        Setting("nb24", "24 patients", 24, pydeseq2=3),
+        Setting("nb24", "24 patients", 24, cohorts=6, pydeseq2=2),
         Setting("nb12_missing", "12 patients, 30% of visits missing", 12, missing=0.3),
-        Setting("nb24_missing", "24 patients, 30% of visits missing", 24, missing=0.3, pydeseq2=3),
+        Setting(
+            "nb24_missing",
+            "24 patients, 30% of visits missing",
+            24,
+            missing=0.3,
+            cohorts=6,
+            pydeseq2=2,
+        ),
         Setting("drift12", "12 patients, depth falls 4-fold", 12, depth=(20_000, 5_000)),
         Setting("cells12", "12 patients, resampled T cells", 12, cells=True),
     )
