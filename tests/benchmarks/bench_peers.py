@@ -1,6 +1,6 @@
 """What changed between two visits: `la.tl.de` and its peers on the same simulated cohorts.
 
-    python tests/benchmarks/bench_peers.py                      # every setting, about 30 minutes
+    python tests/benchmarks/bench_peers.py                      # every setting: half an hour
     python tests/benchmarks/bench_peers.py --only nb12,drift12  # the others keep what they had
 
 Needs Rscript with limma, statmod, edgeR and DESeq2, and PyDESeq2; the setting `cells12` needs
