@@ -4,8 +4,8 @@
     python tests/benchmarks/run_all.py --only lgem,reading    # the others keep what they had
     python tests/benchmarks/run_all.py --quick --out x.json   # small cases: does it work?
 
-Runs each bench_*.py in a process of its own, one after the other, on one thread unless
-OMP_NUM_THREADS says otherwise, and collects what they compared (rows.py). Writes
+Runs each bench_*.py but bench_peers.py in a process of its own, one after the other, on one thread
+unless OMP_NUM_THREADS says otherwise, and collects what they compared (rows.py). Writes
 nbs/benchmarks.json (the rows; machine, date and versions of each benchmark's run), then runs
 nbs/benchmarks.ipynb, which shows it, and stores its outputs. A benchmark whose two sides disagree
 fails, keeps its old rows, and makes the exit status 1.
@@ -33,7 +33,9 @@ PACKAGES = ("longaml", "torch", "numpy", "scipy", "pandas", "anndata")
 
 
 def benchmarks():
-    return {p.stem.removeprefix("bench_"): p for p in sorted(HERE.glob("bench_*.py"))}
+    "Every bench_*.py by name; bench_peers.py compares error rates and has files of its own."
+    files = sorted(set(HERE.glob("bench_*.py")) - {HERE / "bench_peers.py"})
+    return {p.stem.removeprefix("bench_"): p for p in files}
 
 
 def processor():
