@@ -142,8 +142,8 @@ def fit_genes(
     how: TestOptions,  # how genes are tested
 ) -> GeneFit:
     "Weights, correlation and coefficients of every expressed gene."
-    sizes = effective_sizes(counts)
-    genes = expressed_genes(counts, sizes, leverages=design.leverages(), min_count=how.min_count)
+    whole = counts.sum(1)
+    genes = expressed_genes(counts, whole, leverages=design.leverages(), min_count=how.min_count)
     if genes.sum() < 10:
         raise InputError(
             f"{int(genes.sum())} genes have {how.min_count:g} counts in enough samples; lower "
@@ -151,6 +151,7 @@ def fit_genes(
             parameter="min_count",
         )
     x = counts[:, genes]
+    sizes = effective_sizes(x)  # of genes with counts enough: ratios of few counts follow the depth
     precision = voom(x, sizes, design.matrix)
     if not design.random or how.random == "gene":
         return fit_values(precision, genes, design, how)
