@@ -104,7 +104,7 @@ def test_setup_sets_every_dynamic_field():
         "dependencies": [r for r in meta.get_all("Requires-Dist") if "extra ==" not in r],
         "optional-dependencies": meta.get_all("Provides-Extra"),
         "readme": meta["Description-Content-Type"] == "text/markdown"
-        and "# longaml" in meta.get_payload(),
+        and "# longaml" in f"{meta.get_payload()}{meta.get('Description')}",
         "license": meta.get("License-Expression") or meta.get("License"),
         "authors": meta["Author"] or meta["Author-email"],
         "classifiers": meta.get_all("Classifier"),
