@@ -365,7 +365,7 @@ def check_labels(
 
     Sample metadata and malignant share against the timepoint; sex-linked genes, and the expression
     of genes that distinguish people, against the patient's other samples. Calibrated to raise at
-    most one false alarm in 20 clean cohorts. Nothing is changed: `relabel=` of `la.read_cohort`
+    most one false alarm in 20 clean cohorts. Nothing is changed: relabel= of la.read_cohort
     applies a correction.
     """
     is_table = isinstance(cohort, pd.DataFrame)

@@ -350,7 +350,7 @@ def abundance(
     Counts of cells become log2 ratios to a reference: the mean of all types (Aitchison, 1982), the
     median of their changes, all other cells, or one type. Samples weigh by the sampling variance of
     their counts (Hoffman and Roussos, 2023) and the variance between samples. Designs, random
-    effects and contrasts are those of `la.tl.de`; every type has its own correlation of a
+    effects and contrasts are those of la.tl.de; every type has its own correlation of a
     patient's samples and Satterthwaite's degrees of freedom, so patients seen once take part;
     `~ patient + timepoint` makes patients fixed blocks. `effect` is a log2 ratio.
 
