@@ -59,6 +59,7 @@ _MOVED = {
         "pseudobulk_perturbations vocabulary Encoding rank_tokens write_tokens open_tokens"
     ),
     "pp.preprocessing": "Sequences",
+    "pp.gene_sets": "read_gmt=read_gene_sets",
     "pp.tokens": "Vocabulary value_bins previous_bags encode Previous check_lineages=check_clones",
     "models": (
         "fit Training build save load annotate_libraries=annotate_samples Logistic "
@@ -117,7 +118,7 @@ _MOVED = {
     "models.lstm": "LSTMConfig LSTMLayer",
     "models.bilstm": "BiLSTMConfig",
     "models.attribution": (
-        "contributions set_answer read_gmt group_masks fold_jobs held_out_fits held_out_mean "
+        "contributions set_answer group_masks fold_jobs held_out_fits held_out_mean "
         "score_fits network_scorer"
     ),
     "tl.ranking": "rank_scorer ranking_table Ranked nogueira",

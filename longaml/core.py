@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PATIENT', 'TIMEPOINT', 'SAMPLE', 'CELL_TYPE', 'MALIGNANT', 'BASE_CELL_TYPE', 'CLONE', 'COUNTS', 'UNS', 'ALL',
-           'AML_TIMEPOINTS', 'log', 'contrasts', 'contrast_name', 'InputError', 'MissingKeyError', 'nearest', 'listing',
-           'check_choice', 'check_column', 'contrast_pair', 'need', 'derive_seed', 'rng_for', 'device_for', 'progress',
-           'atomic_path', 'slug', 'check_cohort', 'timepoints_of', 'input_kind', 'counts_of']
+           'AML_TIMEPOINTS', 'log', 'contrasts', 'contrast_name', 'InputError', 'MissingFileError', 'MissingKeyError',
+           'nearest', 'listing', 'check_choice', 'check_column', 'contrast_pair', 'need', 'derive_seed', 'rng_for',
+           'device_for', 'progress', 'atomic_path', 'slug', 'check_cohort', 'timepoints_of', 'input_kind', 'counts_of']
 
 # %% ../nbs/000_core.ipynb #faeb6b53
 import contextlib
@@ -80,6 +80,10 @@ class InputError(ValueError):
     ):
         super().__init__(message)
         self.parameter = parameter
+
+
+class MissingFileError(InputError, FileNotFoundError):
+    "A file that does not exist."
 
 
 class MissingKeyError(InputError, KeyError):

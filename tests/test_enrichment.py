@@ -55,8 +55,8 @@ def test_gmt_files_of_all_makes_are_read(tmp_path):
 @pytest.mark.parametrize(
     "name, content, said",
     [
-        ("a.gmt", b"A\tb\tc\nA\tb\td\n", "line 2 of a.gmt has the gene set 'A' again"),
-        ("a.gmt", b"A\tb\tc\nB b d\n", "line 2 of a.gmt is 'B b d'"),
+        ("a.gmt", b"A\tb\tc\nA\tb\td\n", "line 2 of a.gmt repeats the gene set 'A'"),
+        ("a.gmt", b"A\tb\tc\nB b d\n", "line 2 of a.gmt has 1 tab-separated fields \\(B b d\\)"),
         ("a.gmt", b"A\tb\n", "line 1 of a.gmt"),
         ("a.gmt", b"A\tb\t\t \n", "line 1 of a.gmt"),
         ("a.gmt", b"\tb\tc\n", "line 1 of a.gmt"),
@@ -405,3 +405,14 @@ def test_interferon_is_first_in_kang(method, kang, shared_data):
     assert (best["direction"] == "up").all() and (best["q_value"] < 0.05).all()
     first = found[found["cell_type"] != "all"].groupby("cell_type")["gene_set"].first()
     assert first.str.contains("INTERFERON").all(), first.to_dict()
+
+
+def test_permuted_p_where_the_design_has_a_column_of_its_own_for_visits(planted):
+    "Once, only the timepoint was exchanged: every permutation was the cohort itself, and p was 1."
+    bulk, sets = planted
+    bulk = bulk.copy()
+    bulk.obs["visit"] = bulk.obs["timepoint"]
+    first = enrich(bulk, sets, permutations=10)
+    second = enrich(bulk, sets, "~ visit + (1|patient)", ("REL", "DX"), permutations=10)
+    np.testing.assert_allclose(first["p_permuted"], second["p_permuted"])
+    assert second["p_permuted"].iloc[0] == pytest.approx(1 / 11)

@@ -9,7 +9,7 @@ from anndata import AnnData
 
 import longaml as la
 from longaml.core import InputError
-from longaml.tl.designs import contrast_of, design_of_formula
+from longaml.tl.designs import comparisons_of, contrast_of, design_of_formula
 from longaml.tl.gene_tests import cauchy_combination, sample_columns
 from longaml.tl.linear_models import (
     consensus_correlation,
@@ -192,3 +192,13 @@ def test_columns_of_cells_are_no_design():
 def test_cauchy_of_one_is_itself():
     p = np.array([[1e-20, 1e-5, 0.3, 0.99]])
     assert np.allclose(cauchy_combination(p), p[0], rtol=1e-6)
+
+
+def test_a_contrast_by_its_name_in_tables():
+    "`REL_vs_DX` is the pair of timepoints, for `la.tl.de` as for every command."
+    assert comparisons_of("REL_vs_DX", ["DX", "REM", "REL"]) == comparisons_of(
+        ("REL", "DX"), ["DX", "REM", "REL"]
+    )
+    assert (
+        comparisons_of(["a", "b"], ["DX", "REL"])[0].pair is None
+    )  # coefficients, tested together

@@ -814,8 +814,8 @@ SETS = {"HYPOXIA": ["VEGFA", "CA9"], "APOPTOSIS": ["BAX"]}
 def test_gmt(name, written, tmp_path):
     (tmp_path / name).write_bytes(written)
     assert (
-        la.models.attribution.read_gmt(tmp_path / name)
-        == la.models.attribution.read_gmt(str(tmp_path / name))
+        la.pp.gene_sets.read_gene_sets(tmp_path / name)
+        == la.pp.gene_sets.read_gene_sets(str(tmp_path / name))
         == SETS
     )
 
@@ -837,7 +837,7 @@ def test_malformed_gmt(written, said, tmp_path):
     for name, data in (("a.gmt", written), ("a.gmt.gz", gzip.compress(written))):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=said.replace("a.gmt", re.escape(name))):
-            la.models.attribution.read_gmt(tmp_path / name)
+            la.pp.gene_sets.read_gene_sets(tmp_path / name)
 
 
 def test_gene_sets_of_other_names(tmp_path):
@@ -845,7 +845,7 @@ def test_gene_sets_of_other_names(tmp_path):
     with pytest.raises(ValueError, match="use the same gene names in both"):
         la.models.rank_genes("transformer", made(), method="knockout", groups=tmp_path / "a.gmt")
     with pytest.raises(FileNotFoundError, match="nowhere.gmt"):
-        la.models.attribution.read_gmt(tmp_path / "nowhere.gmt")
+        la.pp.gene_sets.read_gene_sets(tmp_path / "nowhere.gmt")
 
 
 # ---- the benchmark

@@ -136,7 +136,6 @@ class DEConfig(CohortFolder):
         Path | None, Option("Gene sets (GMT) to be tested too: gene_sets.csv.", "FILE")
     ] = None
 
-    @property
     def options_of_tests(self) -> Any:  # TestOptions
         "How genes are tested."
         return tl.gene_tests.TestOptions(
@@ -200,7 +199,7 @@ class DE(Experiment):
                 "gene sets are tested by linear models; leave out gene_sets=... or method=...",
                 parameter="gene_sets",
             )
-        config.options_of_tests  # noqa: B018 (an error for an unknown word)
+        config.options_of_tests()  # an error for an unknown word
         tl.designs.variables_of(config.design or tl.gene_tests.DEFAULT_DESIGN)
         names = "method design contrast moderation random min_count permutations".split()
         how: dict[str, Any] = {"min_cells": int(cells), "min_patients": int(patients)}
@@ -229,7 +228,7 @@ class DE(Experiment):
             bulk = pp.pseudobulk(cohort, min_cells=config.min_cells, seed=config.seed)
         else:
             _with_key_columns(cohort, design)
-            bulk = tl.gene_tests.design_bulk(cohort, design, config.options_of_tests)
+            bulk = tl.gene_tests.design_bulk(cohort, design, config.options_of_tests())
             tl.gene_test_summary.check_design(bulk, design, wanted)
             if config.gene_sets is not None:
                 pp.gene_sets.check_gene_sets(config.gene_sets, bulk.var_names)
@@ -263,7 +262,7 @@ class DE(Experiment):
         "Weighted linear models of counts."
         config = self.config
         checks = tl.gene_test_checks
-        how = config.options_of_tests
+        how = config.options_of_tests()
 
         def test():
             found = tl.de(
@@ -295,7 +294,7 @@ class DE(Experiment):
 
     def _gene_sets(self, data: DEData, run: Run) -> pd.DataFrame | None:
         "Gene sets by the same design; None where there are none."
-        how = self.config.options_of_tests
+        how = self.config.options_of_tests()
         if self.config.gene_sets is None:
             return None
         given = {k: getattr(how, k) for k in ("random", "min_cells", "min_count", "min_patients")}
@@ -307,7 +306,7 @@ class DE(Experiment):
     def _stability(self, data: DEData, pairs: list[tuple[str, str]]) -> pd.DataFrame:
         "Half-cohorts of every pair of timepoints."
         checks = tl.gene_test_checks
-        how = self.config.options_of_tests
+        how = self.config.options_of_tests()
         found = [pd.DataFrame(columns=checks.STABILITY_COLUMNS)]
         for pair in pairs:
             seed = derive_seed(self.config.seed, "stability", *pair)
@@ -339,7 +338,7 @@ class DE(Experiment):
     def _calls(self, data: DEData, pair: tuple[str, str]) -> pd.DataFrame:
         "Genes called where the visits of a contrast are exchanged."
         config = self.config
-        how = config.options_of_tests
+        how = config.options_of_tests()
         seed = derive_seed(config.seed, "permuted", *pair)
         given = {"n": config.permutations, "seed": seed}
         return tl.gene_test_checks.permuted_calls(data.bulk, data.design, pair, how, **given)

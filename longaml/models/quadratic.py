@@ -348,7 +348,7 @@ def jaccard(
 # %% ../../nbs/models/515_quadratic.ipynb #cf029a28
 def enrichment(
     table: pd.DataFrame,  # from `modules`
-    sets: Mapping[str, Sequence[str]],  # name -> genes, such as from `read_gmt`
+    sets: Mapping[str, Sequence[str]],  # name -> genes, such as from `read_gene_sets`
     genes: Sequence[str],  # all genes that the model reads
     *,
     least: int = 3,  # sets with fewer of these genes are left out

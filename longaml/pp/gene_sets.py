@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from ..core import InputError, listing
+from ..core import InputError, MissingFileError, listing
 
 # %% ../../nbs/pp/229_gene_sets.ipynb #54885075
 def read_gene_sets(
@@ -25,7 +25,7 @@ def read_gene_sets(
     "Gene sets of a GMT file."
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"there is no file {str(path)!r}", parameter="gene_sets")
+        raise MissingFileError(f"there is no file {str(path)!r}", parameter="gene_sets")
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8-sig") as f:
@@ -39,17 +39,17 @@ def read_gene_sets(
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        name, *rest = [part.strip() for part in line.split("\t")]
+        name, *rest = [part.strip() for part in line.rstrip().split("\t")]
         genes = list(dict.fromkeys(g for g in rest[1:] if g))
         if not name or not genes:
             raise InputError(
-                f"line {number} of {path.name} is {line[:40]!r}; a GMT line is a name, a "
-                "description and at least one gene, separated by tabs",
+                f"line {number} of {path.name} has {len(rest) + 1} tab-separated fields "
+                f"({line.strip()[:40]}); a GMT line is a name, a description and at least one gene",
                 parameter="gene_sets",
             )
         if name in found:
             raise InputError(
-                f"line {number} of {path.name} has the gene set {name!r} again; names are unique",
+                f"line {number} of {path.name} repeats the gene set {name!r}; names must be unique",
                 parameter="gene_sets",
             )
         found[name] = genes

@@ -139,8 +139,8 @@ def _on_disk(row, base):
     "The place of a row on disk. Files in the folders above it may be shared."
     path = Path(os.path.normpath(base / row.place))
     if not path.exists():
-        beside = path.parent if path.parent.is_dir() else base
-        others = sorted(p.name for p in beside.iterdir() if p.is_dir())
+        folder = path.parent if path.parent.is_dir() else base
+        others = sorted(p.name for p in folder.iterdir() if p.is_dir())
         raise FileNotFoundError(
             f"the sample sheet names the folder {row.place!r}, which is not there; "
             f"next to the sheet are: {listing(others)}"

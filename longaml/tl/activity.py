@@ -124,9 +124,9 @@ def activity(
 ) -> pd.DataFrame:  # a row per contrast, cell type and source
     """Activities of transcription factors or pathways that change (decoupler; Badia-i-Mompel 2022).
 
-    `activity` and `q_value_genes` are decoupler's, of the contrast's statistics: they take genes as
-    independent and know no patients. `effect`, its 95% interval and `p_value` are of the samples'
-    activities, by the design that genes were fitted with. Needs the extra `activity`.
+    `activity` and `q_value_genes` are decoupler's, of the contrast's statistics: they take
+    genes as independent and ignore patients. `effect`, its 95% interval and `p_value` are of the
+    samples' activities, by the design that genes were fitted with. Needs the extra `activity`.
     """
     check_choice(method, METHODS, "method")
     need("decoupler", "activity")

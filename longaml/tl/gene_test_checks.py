@@ -20,7 +20,6 @@ from longaml.core import (
     ALL,
     CELL_TYPE,
     PATIENT,
-    SAMPLE,
     TIMEPOINT,
     UNS,
     InputError,
@@ -31,7 +30,7 @@ from longaml.core import (
     timepoints_of,
 )
 from .checks import NOT_ASSESSED, Finding, finding
-from .designs import contrast_of, design_of_formula, variables_of
+from .designs import contrast_of, design_of_formula, with_timepoints
 from longaml.tl.gene_tests import (
     CellTypeTests,
     NotTested,
@@ -121,22 +120,8 @@ def exchanged(
     wanted = {key for key in both[both].index if key[0] in exchange.moved}
     rows = zip(bulk.obs[CELL_TYPE].astype(str), bulk.obs[PATIENT].astype(str))
     out = bulk[np.array([key in wanted for key in rows], dtype=bool)].copy()
-    out.obs = _renamed(out.obs, exchange.assignment, design)
+    out.obs = with_timepoints(out.obs, exchange.assignment, design)
     return out
-
-
-def _renamed(
-    obs: pd.DataFrame,  # samples and cell types
-    assignment: Assignment,  # sample -> timepoint; samples that it lacks keep theirs
-    design: str,  # a formula
-) -> pd.DataFrame:
-    "Samples with other timepoints, also in the columns of a design that say the same."
-    levels = obs[TIMEPOINT].cat.categories
-    old = obs[TIMEPOINT].astype(str)
-    new = obs[SAMPLE].astype(str).map(assignment).fillna(old)
-    names = [c for c in variables_of(design) if c in obs and (obs[c].astype(str) == old).all()]
-    column = pd.Categorical(new, levels, ordered=True)
-    return obs.assign(**dict.fromkeys([TIMEPOINT, *names], column))
 
 # %% ../../nbs/tl/319_gene_test_checks.ipynb #gtchk012
 PERMUTED_VISITS = "permuted visits"  # the check
@@ -321,7 +306,7 @@ def gene_test_stability(
     parts = list(fit_cell_types(bulk, design, pair, quick, NotTested()))
 
     def fitted(part, obs, assignment):
-        return _half_p(part, _renamed(obs, assignment, design), design, pair, quick)
+        return _half_p(part, with_timepoints(obs, assignment, design), design, pair, quick)
 
     tops: dict[tuple, list[np.ndarray]] = {}
     for i, half in enumerate(progress(_members(bulk, pair, n, seed), "half-cohorts")):

@@ -27,8 +27,6 @@ from longaml.core import (
     check_choice,
     check_cohort,
     check_column,
-    contrast_name,
-    contrasts,
     input_kind,
     listing,
     log,
@@ -36,7 +34,16 @@ from longaml.core import (
     timepoints_of,
 )
 from ..pp.preprocessing import pseudobulk
-from .designs import Contrast, Design, contrast_of, design_of_formula, variables_of
+from longaml.tl.designs import (
+    Comparison,
+    Contrast,
+    Design,
+    comparisons_of,
+    contrast_of,
+    design_of_formula,
+    patient_changes,
+    variables_of,
+)
 from longaml.tl.linear_models import (
     LinearFits,
     Tests,
@@ -202,20 +209,6 @@ def gene_tests(
     p = free.p_values(effect[:, 0], unscaled[:, 0, 0], linear.variance, linear.df)
     return Tests(found.effect, found.unscaled, found.statistic, found.df, p, found.standard_error)
 
-
-def _directions(fit: GeneFit, obs: pd.DataFrame, pair: Sequence[str] | None) -> np.ndarray:
-    "Within-patient changes between two timepoints (patients, genes); none for other contrasts."
-    if pair is None:
-        return np.empty((0, int(fit.genes.sum())))
-    y = pd.DataFrame(fit.precision.log_cpm)
-    y[PATIENT] = obs[PATIENT].astype(str).to_numpy()
-    y[TIMEPOINT] = obs[TIMEPOINT].astype(str).to_numpy()
-    means = y.groupby([TIMEPOINT, PATIENT]).mean()
-    there = means.index.get_level_values(0)
-    if not set(pair) <= set(there):
-        return np.empty((0, int(fit.genes.sum())))
-    return (means.loc[pair[0]] - means.loc[pair[1]]).dropna().to_numpy()
-
 # %% ../../nbs/tl/316_gene_tests.ipynb #gene_t10
 def cauchy_combination(
     p_values: np.ndarray,  # (tests, genes); NaN where there is no test
@@ -287,44 +280,6 @@ def design_bulk(
     return bulk
 
 
-@dataclass(frozen=True)
-class _Asked:
-    "A contrast that was asked for."
-
-    contrast: Any  # as given
-    pair: tuple[str, str] | None  # the two timepoints, later first; None for another kind
-
-    @property
-    def name(self) -> str:
-        "Its name in tables."
-        return contrast_name(*self.pair) if self.pair else str(self.contrast)
-
-    def lacks(self, obs: pd.DataFrame, least: int) -> str:
-        "Why there are too few patients; empty where there are enough."
-        if self.pair is None:
-            n = obs[PATIENT].nunique()
-            return "" if n >= least else f"{n} patients; {least} are needed"
-        for time in self.pair:
-            n = obs.loc[obs[TIMEPOINT].astype(str) == time, PATIENT].nunique()
-            if n < least:
-                return f"{n} patients have enough cells at {time}; {least} are needed"
-        return ""
-
-
-def _asked(contrast: Any, times: Sequence[str]) -> list[_Asked]:
-    "The contrast given, or every pair of timepoints, later first."
-    if contrast is None:
-        return [_Asked(pair, pair) for pair in contrasts(times)]
-    several = isinstance(contrast, list) and contrast and isinstance(contrast[0], tuple)
-    found = []
-    for one in contrast if several else [contrast]:
-        one = one[0] if isinstance(one, tuple) and len(one) == 1 else one
-        names = isinstance(one, (tuple, list)) and all(isinstance(c, str) for c in one)
-        is_pair = names and len(one) == 2 and set(one) <= set(times)
-        found.append(_Asked(one, (one[0], one[1]) if is_pair else None))
-    return found
-
-
 class NotTested:
     "Cell types and contrasts that are not tested, and why."
 
@@ -333,8 +288,8 @@ class NotTested:
         self.error: InputError | None = None  # the first design that could not be fitted
 
     def testable(
-        self, obs: pd.DataFrame, cell_type: str, wanted: list[_Asked], least: int
-    ) -> list[_Asked]:
+        self, obs: pd.DataFrame, cell_type: str, wanted: list[Comparison], least: int
+    ) -> list[Comparison]:
         "The contrasts that a cell type has patients enough for; the others are noted."
         kept = []
         for one in wanted:
@@ -351,7 +306,7 @@ class NotTested:
         few = InputError(f"nothing can be tested: {whys}", parameter="min_patients")
         return self.error or few
 
-    def refuse(self, asked: list[_Asked], cell_type: str, error: InputError) -> None:
+    def refuse(self, asked: list[Comparison], cell_type: str, error: InputError) -> None:
         "Note that a design cannot be fitted in a cell type."
         self.error = self.error or error
         self.rows += [(one.name, cell_type, str(error)) for one in asked]
@@ -386,7 +341,7 @@ def fit_cell_types(
     left: NotTested,  # takes what is not tested, with the reason
 ) -> Iterator[CellTypeTests]:
     "Fit the design in every cell type and test its contrasts, one cell type at a time."
-    wanted = _asked(contrast, timepoints_of(bulk))
+    wanted = comparisons_of(contrast, timepoints_of(bulk))
     for kind in list(bulk.obs[CELL_TYPE].cat.categories):
         part = bulk[(bulk.obs[CELL_TYPE] == kind).to_numpy()]
         tested = left.testable(part.obs, str(kind), wanted, how.min_patients)
@@ -413,7 +368,7 @@ def _table(part: CellTypeTests, one: GeneContrast) -> pd.DataFrame:
     if len(one.contrast.weights) > 1:  # an F-test has no single effect
         nothing = np.full(len(tests.effect), np.nan)
         tests = replace(tests, effect=nothing, standard_error=nothing)
-    changes = _directions(fit, obs, one.pair)
+    changes = patient_changes(fit.precision.log_cpm, obs, one.pair)
     half = stats.t.ppf(0.975, tests.df) * tests.standard_error
     same = (np.sign(changes) == np.sign(tests.effect)).sum(0)
     return pd.DataFrame(
@@ -485,7 +440,7 @@ def de(
     if found["cell_type"].nunique() > 1:
         every = _over_cell_types(found)
         found = pd.concat([every, found], ignore_index=True)
-    asked = [one.name for one in _asked(contrast, timepoints_of(bulk))]
+    asked = [one.name for one in comparisons_of(contrast, timepoints_of(bulk))]
     places = {"contrast": asked, "cell_type": list(found["cell_type"].unique())}  # `all` first
     found = found.sort_values(
         ["contrast", "cell_type", "p_value"],

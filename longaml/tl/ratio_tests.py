@@ -111,7 +111,7 @@ class CorrelatedFits:
 
 
 def _determinants(unscaled, root):
-    "What the restricted deviance has beside the residual variance."
+    "What the restricted deviance adds to that of the residual variance."
     return -np.linalg.slogdet(unscaled)[1] - 2 * np.log(np.diag(root)).sum()
 
 
