@@ -6,6 +6,7 @@ import ast
 import importlib
 import inspect
 import io
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tools import NBS, ROOT, all_cells, cells, notebooks
+from tools import NBS, ROOT, Cell, all_cells, cells, notebooks
 
 PACKAGE = ROOT / "longaml"
 FOLDERS = ["datasets", "pp", "tl", "pl", "models", "tasks", "experiment", "published"]
@@ -166,6 +167,33 @@ def test_ruff_format():
 def test_mypy():
     done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:]
+
+
+def test_slow_cells_call_what_there_is(tmp_path):
+    "No test runs them; a call that a later change has broken is found by mypy."
+    how = "# mypy: check-untyped-defs, allow-redefinition\nfrom IPython.display import display"
+    studies = {}
+    for c in all_cells():
+        if c.kind == "code" and c.flags.get("eval") != "false":
+            studies.setdefault(c.nb.replace("/", "_").removesuffix(".ipynb"), []).append(c)
+    studies["broken"] = [Cell("broken", 0, "code", "#| slow\nlen(1, 2)\n''.gone()\nnobody()", [])]
+    slow = [f"{nb}.py" for nb, its in studies.items() if any("slow" in c.flags for c in its)]
+    for name in slow:
+        its_cells = studies[name.removesuffix(".py")]
+        (tmp_path / name).write_text("\n".join([how, *(c.code for c in its_cells), ""]))
+    # the package's own options and cache, so that it is not checked twice
+    place = ["--config-file", ROOT / "pyproject.toml", "--cache-dir", ROOT / ".mypy_cache"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", *map(str, place), *slow],
+        cwd=tmp_path,
+        env={**os.environ, "MYPYPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    kinds = r"\[(call-arg|attr-defined|name-defined)\]$|multiple values"
+    bad = [line for line in done.stdout.splitlines() if re.search(kinds, line)]
+    assert len([line for line in bad if line.startswith("broken")]) == 3, done.stdout
+    assert not (bad := [line for line in bad if not line.startswith("broken")]), "\n".join(bad)
 
 
 def test_lines_of_the_package_are_short():
