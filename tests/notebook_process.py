@@ -12,25 +12,22 @@ PRELOADED = "nbdev.test torch scanpy sklearn.pipeline seaborn statsmodels.api fo
 def execute(
     nb: str,  # path under nbs/
     top: Path,  # the copy of the repository to run in
+    env: dict[str, str],  # the environment, with `top` as PYTHONPATH
     said: Path,  # file for what it writes to standard error
 ) -> None:
-    "In a forked process: run a notebook with the `longaml` of the copy."
-    errors = os.open(said, os.O_CREAT | os.O_WRONLY)
-    silent = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 1)
-    os.dup2(errors, 2)
+    "In a forked process: run a notebook with the `longaml` of the copy; exit 1 where it fails."
+    for stream, file in ((1, os.devnull), (2, said)):
+        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), stream)
     os.chdir(top)
-    sys.dont_write_bytecode = True
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    os.environ.pop("PYTEST_CURRENT_TEST", None)
-    os.environ.update(PYTHONPATH=str(top), PATH=path, PYTHONDONTWRITEBYTECODE="1")
+    os.environ.clear()
+    os.environ.update(env)
+    sys.dont_write_bytecode = True  # read from the environment before the fork
     from nbdev.config import get_config
     from nbdev.test import test_nb
 
-    cfg = get_config()
-    ok, _ = test_nb(Path("nbs", nb).absolute(), skip_flags=cfg.tst_flags.split(), basepath=top)
+    flags = get_config().tst_flags.split()
+    ok, _ = test_nb(Path("nbs", nb).absolute(), skip_flags=flags, basepath=top)
     import longaml
 
-    if not ok or Path(longaml.__file__).parents[1] != top:
-        print(f"{nb} did not run with the longaml of {top}", file=sys.stderr)
-        sys.exit(1)
+    assert Path(longaml.__file__).parents[1] == top, f"{nb} ran with {longaml.__file__}"
+    sys.exit(not ok)

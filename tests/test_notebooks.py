@@ -1,8 +1,8 @@
 """Every notebook runs from top to bottom, as nbdev_test runs it, and leaves the repository as it
 was.
 
-A notebook's own work takes seconds less than importing PyTorch and scanpy: one process imports
-them and is forked for each notebook. The project itself is imported anew.
+Importing PyTorch and scanpy takes seconds, most notebooks less: one process imports them and is
+forked for each notebook. The project itself is imported anew.
 """
 
 import multiprocessing
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import pytest
 from notebook_process import PRELOADED, execute
-from tools import changed, copy_tree, notebooks, snapshot
+from tools import changed, copy_tree, environment, notebooks, snapshot
 
 
 @dataclass
 class Done:
     "How a notebook ended."
 
-    returncode: int | None  # 0: every cell ran; None: time was up
+    returncode: int  # 0: every cell ran
     stderr: str
 
 
@@ -32,15 +32,14 @@ def run_notebook(
     fork = multiprocessing.get_context("forkserver")
     fork.set_forkserver_preload(PRELOADED)
     said = folder / "stderr.txt"
-    process = fork.Process(target=execute, args=(nb, top, said))
+    process = fork.Process(target=execute, args=(nb, top, environment(top), said))
     process.start()
-    process.join(600 if nb.startswith("tutorials") else 300)
-    late = process.exitcode is None
-    if late:
+    limit = 600 if nb.startswith("tutorials") else 300  # seconds
+    process.join(limit)
+    if process.is_alive():
         process.kill()
-        process.join()
-    text = said.read_text() if said.exists() else ""
-    return Done(None if late else process.exitcode, text), changed(before, snapshot(top))
+        pytest.fail(f"{nb} was stopped after {limit} seconds")
+    return Done(process.exitcode, said.read_text()), changed(before, snapshot(top))
 
 
 @pytest.mark.parametrize("nb", notebooks())

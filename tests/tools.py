@@ -134,6 +134,20 @@ def changed(
     return sorted(p for p in before.keys() | after.keys() if before.get(p) != after.get(p))
 
 
+def environment(
+    top,  # a copy of the repository: its `longaml` is the one imported
+    **more,  # more variables
+) -> dict:  # variables by name
+    "The environment of a process that runs on a copy of the repository."
+    where = {
+        "PYTHONPATH": str(top),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    drop = {"PYTEST_CURRENT_TEST", "IN_TEST"}  # nbdev exports nothing where IN_TEST is set
+    return {k: v for k, v in os.environ.items() if k not in drop} | where | more
+
+
 def python(
     *args,  # arguments of the interpreter
     cwd,  # folder to run in: its `longaml` is the one imported
@@ -141,17 +155,10 @@ def python(
     **env,  # more environment variables
 ) -> subprocess.CompletedProcess:
     "Run this Python on a copy of the repository; standard output and error are kept apart."
-    where = {
-        "PYTHONPATH": str(cwd),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    drop = {"PYTEST_CURRENT_TEST", "IN_TEST"}  # nbdev exports nothing where IN_TEST is set
-    base = {k: v for k, v in os.environ.items() if k not in drop}
     return subprocess.run(
         [sys.executable, *map(str, args)],
         cwd=cwd,
-        env={**base, **where, **env},
+        env=environment(cwd, **env),
         capture_output=True,
         text=True,
         timeout=timeout,
