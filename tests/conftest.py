@@ -42,6 +42,13 @@ def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 
 
+def pytest_make_parametrize_id(config, val, argname):
+    """Bytes are named by their argument: pytest writes them out, and packed bytes hold the time,
+    so that two workers would not agree on a test's name.
+    """
+    return argname if isinstance(val, bytes) else None
+
+
 def pytest_collection_modifyitems(config, items):
     "Leave slow tests out unless asked for."
     if config.getoption("--slow"):
