@@ -22,7 +22,7 @@ from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 if __name__ == "__main__":
     refresh_quarto_yml()
-    proc_nbs(n_workers=2)
+    proc_nbs(n_workers=0)  # workers would import PyTorch anew for each page
 """
 
 
@@ -68,6 +68,20 @@ def page_name(nb):
     return nb
 
 
+def with_page_names(text, pages):
+    "A text whose relative links to notebooks lead to their pages: {notebook: page}, file names."
+    parts = []
+    at = 0
+    for found in re.finditer(r"\d{2,3}_\w+\.ipynb", text):  # what stands before it is seen next
+        before = re.search(r"[\w./-]*$", text[max(at, found.start() - 200) : found.start()])[0]
+        here = before.startswith("/") or (before and before[-1] not in "/.-")
+        if here or found[0] not in pages:
+            continue
+        parts += [text[at : found.start()], pages[found[0]]]
+        at = found.end()
+    return "".join([*parts, text[at:]])
+
+
 def build(top):
     "Make the site of a copy of the repository: the folder of pages."
     done = python("-c", PROC, cwd=top, timeout=600)
@@ -77,24 +91,14 @@ def build(top):
         f"pages missing: {set(notebooks(top)) - made}\n{done.stderr[-1500:]}"
     )
     names = {nb: page_name(proc / nb).relative_to(proc).as_posix() for nb in sorted(made)}
-    renamed = [
-        (
-            re.compile(rf"(?<![\w/])((?:[\w.-]+/)*){re.escape(Path(a).name)}"),
-            rf"\g<1>{Path(b).name}",
-        )
-        for a, b in names.items()
-        if a != b
-    ]
+    pages = {Path(a).name: Path(b).name for a, b in names.items() if a != b}
     for f in [
         top / "_quarto.yml",
         *proc.rglob("*.ipynb"),
         *proc.rglob("*.qmd"),
         *proc.rglob("*.md"),
     ]:  # links name the notebook; Quarto finds its page
-        text = f.read_text()
-        for old, new in renamed:
-            text = old.sub(new, text)
-        f.write_text(text)
+        f.write_text(with_page_names(f.read_text(), pages))
     done = subprocess.run(
         [sys.executable, "-m", "smalldocs.cli", "render", "--strict", str(proc)],
         capture_output=True,
