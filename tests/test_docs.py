@@ -18,11 +18,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tools import ROOT, copy_tree, notebooks, python
 
 PROC = """
+import os
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 if __name__ == "__main__":
     refresh_quarto_yml()
     proc_nbs(n_workers=0)  # workers would import PyTorch anew for each page
+    os._exit(0)  # IPython takes a minute to take down a shell for each page
 """
 
 
