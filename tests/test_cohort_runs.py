@@ -536,12 +536,12 @@ RANK = "steps/rank/REL_vs_DX/logistic"
 @pytest.mark.parametrize(
     "victim,nth",
     [
-        ("steps/evaluate/DX-REL/logistic.npz", 1),
+        pytest.param("steps/evaluate/DX-REL/logistic.npz", 1, marks=pytest.mark.slow),
         (f"{RANK}/null-0002.npz", 1),
-        (f"{RANK}/stability.npz", 1),
-        ("evaluation.csv", 1),
+        pytest.param(f"{RANK}/stability.npz", 1, marks=pytest.mark.slow),
+        pytest.param("evaluation.csv", 1, marks=pytest.mark.slow),
         ("ranking.csv", 1),
-        ("figures/volcano-logistic-REL_vs_DX.png", 1),
+        pytest.param("figures/volcano-logistic-REL_vs_DX.png", 1, marks=pytest.mark.slow),
         ("run.json", 2),
     ],
 )
@@ -565,9 +565,9 @@ def test_killed_and_resumed(victim, nth, cohort, quick, tmp_path):
 @pytest.mark.parametrize(
     "victim",
     [
-        "models/transformer-REL_vs_DX-fold-2.pt",
+        pytest.param("models/transformer-REL_vs_DX-fold-2.pt", marks=pytest.mark.slow),
         "steps/rank/REL_vs_DX/transformer/null-0005.npz",
-        "models/transformer-REL_vs_DX.pt",
+        pytest.param("models/transformer-REL_vs_DX.pt", marks=pytest.mark.slow),
     ],
 )
 def test_a_network_killed_and_resumed(victim, cohort, network, tmp_path):

@@ -284,6 +284,7 @@ def test_wrong_options(args, said, path, tmp_path, capsys):
     assert said in err and "_key=" not in err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_benchmark_agrees_with_itself():
     done = python("tests/benchmarks/bench_scbmlp.py", "--quick", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

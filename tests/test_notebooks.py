@@ -42,7 +42,18 @@ def run_notebook(
     return Done(process.exitcode, said.read_text()), changed(before, snapshot(top))
 
 
-@pytest.mark.parametrize("nb", notebooks())
+# they train many networks; what they call is tested by the notebooks of the models themselves
+SLOW = {
+    "tutorials/03_what_the_published_rankings_measure.ipynb",
+    "tutorials/06_which_model_should_i_believe.ipynb",
+    "tutorials/07_cell_types_and_the_timepoint_before.ipynb",
+}
+
+
+@pytest.mark.parametrize(
+    "nb",
+    [pytest.param(nb, marks=[pytest.mark.slow] if nb in SLOW else []) for nb in notebooks()],
+)
 def test_notebook_runs(nb, tmp_path):
     done, wrote = run_notebook(nb, tmp_path)
     assert done.returncode == 0, done.stderr[-6000:]

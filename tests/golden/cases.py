@@ -17,7 +17,7 @@ class Case:
 
     name: str
     commands: tuple[str, ...]  # without the leading `longaml`
-    slow: bool = False  # takes over about 20 seconds
+    slow: bool = False  # takes long, and tests of its command see what would go wrong in it
     files: tuple[str, ...] = ()  # files that must be there, tables or not
 
     @property
@@ -99,6 +99,7 @@ CASES = [
                 "--timepoints DX,REL --models transformer,lstm,bilstm,scbmlp --nulls 1",
             ),
         ),
+        slow=True,
     ),
     Case(
         "run_forecast",
@@ -108,6 +109,7 @@ CASES = [
                 "{visits}", "--timepoints DX,REL --models logistic --task state,forecast --nulls 2"
             ),
         ),
+        slow=True,
     ),
     Case(
         "run_forecast_models",
@@ -168,6 +170,7 @@ CASES = [
             "report {out}/run",
         ),
         files=("run/report.ipynb", "run/report.html"),
+        slow=True,
     ),
     Case(
         "celltype",
@@ -180,6 +183,7 @@ CASES = [
             f"celltype annotate {{clones}} --model {{out}}/previous --patient-key patient {BEFORE}"
             " --out {out}/clones.h5ad",
         ),
+        slow=True,
     ),
     Case("demo", ("demo --out {out}/demo --no-report",), slow=True),
     Case(
@@ -189,6 +193,7 @@ CASES = [
             f"de {GBM} --out {{out}}/de",
             f"network {GBM} --genes top:60 --nulls 4 --out {{out}}/network",
         ),
+        slow=True,
     ),
     Case("shock_de", (f"de {SHOCK} --min-cells 1 --out {{out}}/de",), slow=True),
     Case(
