@@ -145,7 +145,7 @@ def moderated(limma, level=None):
     posterior = prior.moderated(fits.variance, fits.df)
     contrast = contrast_of(design, "timepoint[T.REL]").weights
     tests = moderated_tests(fits, contrast, posterior, prior.df)
-    return z_scores(tests.statistic, tests.df)
+    return z_scores(tests.p_value, tests.effect)
 
 
 def test_correlations_equal_limma(limma):
@@ -210,7 +210,7 @@ def p_values(bulk, sets):
     part = next(fit_cell_types(bulk, DEFAULT_DESIGN, ("REL", "DX"), TREND, NotTested()))
     one = part.contrasts[0]
     _, matrix, _ = set_membership(sets, part.genes)
-    z = z_scores(one.tests.statistic, one.tests.df)
+    z = z_scores(one.tests.p_value, one.tests.effect)
     weights = one.contrast.weights
     blocks = within_blocks(part.fit.design, weights[0])
     u = residual_directions(part.fit.precision.log_cpm, blocks, part.fit.precision.weights)

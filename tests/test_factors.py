@@ -502,7 +502,7 @@ def test_same_seed_same_bytes_and_resume(done, path, tmp_path):
         ({"contrast": "timepointRELL"}, ValueError, "names no coefficient"),
         ({"contrast": "x", "method": "downsampled"}, ValueError, "compares timepoints"),
         ({"method": "wilcoxon"}, ValueError, "expected one of: linear, downsampled"),
-        ({"random": "both"}, ValueError, "expected one of: consensus, gene"),
+        ({"random": "both"}, ValueError, "expected one of: auto, shrunken, consensus, gene"),
         ({"min_cells": 10**5}, ValueError, "lower min_cells"),
         ({"read": {"patient_key": "donor"}}, KeyError, "donor"),
     ],

@@ -108,11 +108,12 @@ class DEConfig(CohortFolder):
     random: Annotated[
         str,
         Option(
-            "Random effect: consensus (one correlation for all genes), or gene (a mixed model of "
-            "each).",
+            "Random effect: shrunken (each gene its own, known from all genes too), consensus (one "
+            "correlation for all), gene (a mixed model of each), or auto (the first that the "
+            "design allows).",
             "KIND",
         ),
-    ] = "consensus"
+    ] = "auto"
     min_cells: Annotated[
         int, Option("A sample with fewer cells of a cell type is missing there.", "N", least=1)
     ] = 20

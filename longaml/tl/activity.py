@@ -130,7 +130,7 @@ def activity(
     """
     check_choice(method, METHODS, "method")
     need("decoupler", "activity")
-    how = TestOptions("trend", "consensus", min_count, min_cells, min_patients)
+    how = TestOptions("free", "auto", min_count, min_cells, min_patients)
     edges = check_network(network, list(data.var_names))
     bulk = design_bulk(data, design, how)
     left = NotTested()

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from scipy import linalg, stats
+from scipy import stats
 
 from longaml.core import (
     ALL,
@@ -46,7 +46,7 @@ from longaml.tl.gene_tests import (
     fit_cell_types,
     fit_values,
 )
-from .linear_models import correlation_root, moderated_tests
+from .linear_models import correlation_root, independent_columns, moderated_tests
 from .mixed_models import satterthwaite
 from .permutation import design_of, permute_samples
 from .precision_weights import Precision
@@ -115,11 +115,7 @@ def within_blocks(
         wider = np.column_stack([matrix, np.eye(effect.n)[effect.codes]])
         if np.linalg.matrix_rank(wider) < len(wider) and _estimable(wider, weights):
             matrix = wider
-    if matrix is design.matrix:
-        return matrix
-    _, r, order = linalg.qr(matrix, mode="economic", pivoting=True)
-    size = np.abs(np.diag(r))
-    return matrix[:, np.sort(order[: int((size > 1e-9 * size[0]).sum())])]
+    return matrix if matrix is design.matrix else independent_columns(matrix)
 
 
 def contrast_directions(
@@ -136,12 +132,11 @@ def contrast_directions(
 
 # %% ../../nbs/tl/317_enrichment.ipynb #e3f09678
 def z_scores(
-    t: np.ndarray,  # (genes,)
-    df: np.ndarray | float,  # (genes,) degrees of freedom
+    p_value: np.ndarray,  # (genes,) two-sided
+    effect: np.ndarray,  # (genes,) whose sign is taken
 ) -> np.ndarray:  # (genes,)
-    "Normal deviates with the tail probabilities of t-statistics."
-    tail = np.maximum(stats.t.sf(np.abs(t), df), 1e-300)
-    return np.sign(t) * stats.norm.isf(tail)
+    "Normal deviates with the p-values of tests."
+    return np.sign(effect) * stats.norm.isf(np.maximum(p_value, 1e-300) / 2)
 
 
 @dataclass(frozen=True)
@@ -190,6 +185,7 @@ def sample_scores(
         prior = fit_variance_prior(fit.linear.variance, fit.linear.df, y.mean(0))
         variance = prior.moderated(fit.linear.variance, fit.linear.df)
     else:
+        assert fit.mixed is not None
         variance = fit.mixed.components[:, 0]
     noise = 1 / fit.precision.weights  # of a variance of 1
     share = sp.csr_matrix(membership.multiply(1 / np.sqrt(variance * noise.mean(0))))
@@ -210,7 +206,7 @@ def score_tests(
     "Whether the scores of a set change, by the design that its genes were fitted with."
     n = scores.log_cpm.shape[1]
     nothing = np.full(n, np.nan)
-    sets = fit_values(scores, np.ones(n, bool), fit.design, how)
+    sets = fit_values(scores, np.ones(n, bool), fit.design, how.quick())
     if sets.mixed is not None:
         effect, error, df = satterthwaite(sets.mixed, weights[0])
         t = effect / np.maximum(error, 1e-300)
@@ -270,7 +266,7 @@ def _tests(
     if sets.method == "scores":
         scores = sample_scores(part.fit, membership)
         return score_tests(part.fit, scores, one.contrast.weights, how)
-    z = z_scores(one.tests.statistic, one.tests.df)
+    z = z_scores(one.tests.p_value, one.tests.effect)
     if sets.correlation is not None:
         return competitive_tests(z, membership, sets.correlation, np.inf, one.tests.effect)
     directions = contrast_directions(part.fit, one.contrast.weights[0])
@@ -410,7 +406,7 @@ def enrich(
     max_genes: int = 500,  # of a set among the genes tested in a cell type
     permutations: int = 0,  # exchanges of visits within patients, for `p_permuted`
     seed: int = 0,  # of the permutations
-    random: str = "consensus",  # "consensus": one correlation; "gene": a mixed model of each gene
+    random: str = "auto",  # how the random effect is fitted, see `de`
     min_cells: int = 20,  # a sample with fewer cells of a cell type is missing there
     min_count: float = 10.0,  # counts of a gene in enough samples, see `expressed_genes`
     min_patients: int = 3,  # a cell type with fewer is not tested
@@ -429,7 +425,7 @@ def enrich(
     statistic as large: a check, whose null is that no gene changes, and at least 1 / (n + 1).
     """
     options = SetOptions(method, correlation, min_genes, max_genes)
-    how = TestOptions("trend", random, min_count, min_cells, min_patients)
+    how = TestOptions("free", random, min_count, min_cells, min_patients)
     sets = check_gene_sets(gene_sets, data.var_names)
     bulk = design_bulk(data, design, how)
     found, not_tested = _set_tables(bulk, sets, (design, contrast), options, how)

@@ -302,7 +302,7 @@ def gene_test_stability(
     The columns with `null_` are the same with exchanged visits; `patients` (with both visits, or
     all where none has), `k` and `n` follow. A cell type is left out where fewer than half of the
     halves can be fitted."""
-    quick = replace(how, correlation_genes=1000, moderation="trend")
+    quick = replace(how.quick(), correlation_genes=1000)
     parts = list(fit_cell_types(bulk, design, pair, quick, NotTested()))
 
     def fitted(part, obs, assignment):

@@ -48,11 +48,14 @@ def voom(
     span: float = 0.5,  # see lowess_curve
     weights: np.ndarray | None = None,  # (samples, genes) of a first round
     root: np.ndarray | None = None,  # see fit_linear
+    fitted: np.ndarray | None = None,  # (samples, genes) log2 CPM to read at; None: of the design
 ) -> Precision:
     """Log2 counts per million with the precision that their counts give (Law et al., 2014).
 
     Genes are fitted without weights; the root of each standard deviation is drawn over the mean
-    log count; a value's weight is what this curve says at its fitted count.
+    log count; a value's weight is what this curve says at its fitted count. Where the design has
+    fixed blocks of two samples, a fitted count follows the two closely, and an odd high count is
+    given a large weight: `fitted` can be less close.
     """
     y = voom_log_cpm(counts, sizes)
     fits = fit_linear(y, design, weights, root)
@@ -60,7 +63,7 @@ def voom(
     spread = np.sqrt(np.sqrt(fits.variance))
     seen = counts.sum(0) > 0
     at, curve = lowess_curve(level[seen], spread[seen], span)
-    fitted = fits.coefficients @ design.T  # (genes, samples)
-    fitted_count = fitted.T + np.log2(sizes + 1)[:, None] - np.log2(1e6)
+    fitted = (fits.coefficients @ design.T).T if fitted is None else fitted
+    fitted_count = fitted + np.log2(sizes + 1)[:, None] - np.log2(1e6)
     height = np.interp(fitted_count, at, curve)
     return Precision(y, 1 / height**4, level, np.interp(level, at, curve))

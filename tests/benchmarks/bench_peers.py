@@ -407,7 +407,10 @@ def run_own(cohorts, here):
         samples, counts, truth = simulate(SETTINGS[name], replicate, changed)
         tests = in_python(SETTINGS[name], replicate, samples, counts)
         for method in rows["method"]:
-            for column, value in score(*tests[method](), truth).items():
+            start = time.perf_counter()
+            got = score(*tests[method](), truth)
+            got["seconds"] = time.perf_counter() - start
+            for column, value in got.items():
                 table.loc[(*cohort, method), column] = value
         print(*cohort, flush=True)
     return table.reset_index()[list(cohorts)]
