@@ -323,7 +323,9 @@ def called(p):
         (DEFAULT_DESIGN, AbundanceOptions()),
         ("~ patient + timepoint", AbundanceOptions()),
         (DEFAULT_DESIGN, AbundanceOptions(random="consensus")),
-        (DEFAULT_DESIGN, AbundanceOptions(method="beta-binomial")),
+        pytest.param(
+            DEFAULT_DESIGN, AbundanceOptions(method="beta-binomial"), marks=pytest.mark.slow
+        ),
     ],
     ids=["default", "fixed", "consensus", "beta-binomial"],
 )

@@ -711,6 +711,7 @@ def test_kang_with_few_tokens(shared_data):
     )
 
 
+@pytest.mark.slow
 def test_benchmark():
     done = python("tests/benchmarks/bench_tokens.py", "--quick", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -42,9 +42,24 @@ def run_notebook(
     return Done(process.exitcode, said.read_text()), changed(before, snapshot(top))
 
 
-# they train many networks; what they call is tested by the notebooks of the models themselves
+# They train many networks or draw many cohorts, a quarter of a minute and more each; what they call
+# is tested in tests/ as well, over every registered model.
 SLOW = {
+    "models/510_transformer.ipynb",
+    "models/514_attribution.ipynb",
+    "models/521_bilstm.ipynb",
+    "models/523_lgem.ipynb",
+    "experiment/720_evaluation.ipynb",
+    "tasks/601_forecast.ipynb",
+    "tasks/604_perturbation.ipynb",
+    "tasks/605_module_tests.ipynb",
+    "tasks/607_responses.ipynb",
+    "tl/323_beta_binomial.ipynb",
+    "tl/calibration.ipynb",
+    "tutorials/02_a_transformer_beside_baselines.ipynb",
     "tutorials/03_what_the_published_rankings_measure.ipynb",
+    "tutorials/04_what_comes_next.ipynb",
+    "tutorials/05_predicting_perturbations.ipynb",
     "tutorials/06_which_model_should_i_believe.ipynb",
     "tutorials/07_cell_types_and_the_timepoint_before.ipynb",
 }
@@ -58,6 +73,10 @@ def test_notebook_runs(nb, tmp_path):
     done, wrote = run_notebook(nb, tmp_path)
     assert done.returncode == 0, done.stderr[-6000:]
     assert not wrote, f"{nb} wrote into the repository: {wrote}. Write to a temporary folder."
+
+
+def test_slow_notebooks_are_there():
+    assert SLOW <= set(notebooks())
 
 
 def test_a_failing_cell_and_a_stray_file_are_seen(tmp_path):

@@ -552,6 +552,7 @@ def test_labels_are_random_and_repeatable(simulated):
 # ---- the benchmark
 
 
+@pytest.mark.slow
 def test_the_benchmark_agrees():
     "A small run of it: both sides in one process, ratios, and the same numbers."
     done = python("tests/benchmarks/bench_published.py", "--quick", cwd=ROOT)

@@ -305,7 +305,7 @@ def predicted_levels(
 NOISE_POINTS = 60  # of the grid of noise variances, each relative to a trend
 
 
-PRIOR_GENES = 5000  # that the prior is taken from at most, evenly spaced
+PRIOR_GENES = 5000  # that the prior is taken from at most, evenly spaced in abundance
 
 
 @dataclass(frozen=True)
@@ -326,7 +326,7 @@ class InterceptPosterior:
 
 def _log_likelihoods(fits: InterceptFits, noise: np.ndarray, ratio: Any, genes: Any) -> np.ndarray:
     "Restricted log likelihood of genes at ratios (each one's number) and variances."
-    variance, log = (x[ratio][:, genes].T for x in (fits.variance, fits.determinants))
+    variance, log = (x[:, genes][ratio].T for x in (fits.variance, fits.determinants))
     return -0.5 * (fits.df * (np.log(noise) + variance / noise) + log)
 
 
@@ -346,7 +346,8 @@ def intercept_posterior(
     grid = np.geomspace(low, 1.2 * relative.max(), NOISE_POINTS)
     ratio = np.repeat(np.arange(len(RATIOS)), NOISE_POINTS)
     point = np.tile(grid, len(RATIOS))
-    some = slice(None, None, max(-(-n // (most or PRIOR_GENES)), 1))
+    step = max(-(-n // (most or PRIOR_GENES)), 1)
+    some = np.argsort(level, kind="stable")[::step]  # of every abundance, in whatever order
     prior = mixture_weights(
         _log_likelihoods(fits, trend[some, None] * point, ratio, some), steps=200
     )

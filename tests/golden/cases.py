@@ -123,7 +123,7 @@ CASES = [
             "audit {ranking} --cohort {cohort} --out {out}/audit",
         ),
     ),
-    Case("published", ("published {cohort} --out {out}/published --epochs 3",)),
+    Case("published", ("published {cohort} --out {out}/published --epochs 3",), slow=True),
     Case("perturb", (f"perturb {SCREEN} --models lgem --out {{out}}/perturb",)),
     Case(
         "perturb_models",
@@ -139,6 +139,7 @@ CASES = [
             "modules {labelled} --label-key type --patient-key donor --sample-key lane --nulls 2"
             " --genes 50 --pair-genes 20 --out {out}/modules",
         ),
+        slow=True,
     ),
     Case(
         "network",
@@ -147,6 +148,7 @@ CASES = [
             "network {cohort} --genes top:40 --method pearson --density 0.1 --nulls 3"
             " --timepoints DX,REL --out {out}/variable",
         ),
+        slow=True,
     ),
     Case(
         "compare",
