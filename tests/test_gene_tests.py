@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from tools import ROOT, python
 
 import longaml as la
 from longaml.core import InputError
@@ -202,3 +203,9 @@ def test_a_contrast_by_its_name_in_tables():
     assert (
         comparisons_of(["a", "b"], ["DX", "REL"])[0].pair is None
     )  # coefficients, tested together
+
+
+def test_the_benchmark_agrees():
+    done = python("tests/benchmarks/bench_mixed.py", "--quick", cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "times as long" in done.stdout

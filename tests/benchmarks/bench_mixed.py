@@ -160,10 +160,16 @@ def main():
     tested = int((table["cell_type"] != "all").sum())
     case = f"random effect of {design.random[0].n} patients, {tested:,} genes x cell types"
 
-    def compare(other, measured):
+    def compare(other, measured, differs=None):
         "Both sides for all genes: a sentence, and a row for the page."
         whole = measured * tested / sample
-        row(case, ours, (f"{other}, a gene at a time", whole), scaled=f"{sample} genes")
+        row(
+            case,
+            ours,
+            (f"{other}, a gene at a time", whole),
+            differs=differs,
+            scaled=f"{sample} genes",
+        )
         print(
             f"{case}: {seconds:.1f} s at once; {other} a gene at a time {whole:.0f} s "
             f"(from {sample} genes): {whole / seconds:.0f} times as long"
@@ -177,8 +183,8 @@ def main():
     right = agree > 0.9 and float(np.corrcoef(own, effect)[0, 1]) > 0.98
     found = with_lmer(y, weights, part.obs)
     if found is not None:
-        compare("lmer", found[2])
         far = [float(np.abs(a / b - 1).max()) for a, b in ((effect, found[0]), (error, found[1]))]
+        compare("lmer", found[2], differs=max(far))
         print(
             f"fit_mixed against lmer, relative: effects {far[0]:.1e}, standard errors {far[1]:.1e}"
         )
