@@ -42,8 +42,8 @@ def run_notebook(
     return Done(process.exitcode, said.read_text()), changed(before, snapshot(top))
 
 
-# They train many networks or draw many cohorts, a quarter of a minute and more each; what they call
-# is tested in tests/ as well, over every registered model.
+# They train many networks or draw many cohorts, a quarter of a minute and more each. The contract
+# of every model and the commands are tested in tests/ as well; these run with --slow.
 SLOW = {
     "models/510_transformer.ipynb",
     "models/514_attribution.ipynb",

@@ -158,9 +158,7 @@ class GeneFit:
     linear: LinearFits | None = None
     mixed: MixedFits | None = None
     intercepts: tuple[InterceptFits, InterceptPosterior] | None = None
-    correlation: float | None = (
-        None  # of samples of a patient; the mean where each gene has its own
-    )
+    correlation: float | None = None  # of two samples of a patient, over all genes
 
 
 def fit_values(
