@@ -330,6 +330,16 @@ def _log_likelihoods(fits: InterceptFits, noise: np.ndarray, ratio: Any, genes: 
     return -0.5 * (fits.df * (np.log(noise) + variance / noise) + log)
 
 
+def _variance_grid(fits: InterceptFits, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "The trend of the noise over abundance (genes,), and variances relative to it (points,)."
+    best = (fits.df * np.log(np.maximum(fits.variance, 1e-300)) + fits.determinants).argmin(0)
+    own = np.take_along_axis(fits.variance, best[None], 0)[0]
+    trend = np.broadcast_to(fit_variance_prior(own, fits.df, level).variance, (len(level),))
+    relative = np.maximum(own / trend, 1e-8)
+    low = max(0.5 * np.quantile(relative, 0.001), 1e-3 * np.median(relative))
+    return trend, np.geomspace(low, 1.2 * relative.max(), NOISE_POINTS)
+
+
 def intercept_posterior(
     fits: InterceptFits,  # from `fit_intercepts`
     level: np.ndarray,  # (genes,) mean log expression, which variances follow
@@ -337,16 +347,10 @@ def intercept_posterior(
     most: int | None = None,  # genes that the prior is taken from; None: `PRIOR_GENES`
 ) -> InterceptPosterior:
     "The prior of both variances over all genes, and what it makes of each gene."
-    n = len(level)
-    best = (fits.df * np.log(np.maximum(fits.variance, 1e-300)) + fits.determinants).argmin(0)
-    own = np.take_along_axis(fits.variance, best[None], 0)[0]
-    trend = np.broadcast_to(fit_variance_prior(own, fits.df, level).variance, (n,))
-    relative = np.maximum(own / trend, 1e-8)
-    low = max(0.5 * np.quantile(relative, 0.001), 1e-3 * np.median(relative))
-    grid = np.geomspace(low, 1.2 * relative.max(), NOISE_POINTS)
+    trend, grid = _variance_grid(fits, level)
     ratio = np.repeat(np.arange(len(RATIOS)), NOISE_POINTS)
     point = np.tile(grid, len(RATIOS))
-    step = max(-(-n // (most or PRIOR_GENES)), 1)
+    step = max(-(-len(level) // (most or PRIOR_GENES)), 1)
     some = np.argsort(level, kind="stable")[::step]  # of every abundance, in whatever order
     prior = mixture_weights(
         _log_likelihoods(fits, trend[some, None] * point, ratio, some), steps=200
@@ -368,7 +372,8 @@ def intercept_tests(
     """Combinations of coefficients, over what the two variances of a gene may be.
 
     The standard error and the degrees of freedom are those of the t-distribution whose variance
-    has the posterior's mean and spread; the p-value is the posterior's own.
+    has the posterior's mean and spread; the p-value is the posterior's own. Of several
+    combinations it is the mean over the best estimate at each ratio, which is not exact.
     """
     w, at, noise = posterior.weights, posterior.ratio, posterior.noise
     effects = fits.coefficients @ weights.T  # (ratios, genes, combinations)
