@@ -10,8 +10,8 @@ from tools import ROOT, python
 
 import longaml as la
 from longaml.core import InputError
-from longaml.tl.designs import comparisons_of, contrast_of, design_of_formula
-from longaml.tl.gene_tests import cauchy_combination, sample_columns
+from longaml.tl.designs import comparisons_of, contrast_of, design_of_formula, sample_columns
+from longaml.tl.gene_tests import cauchy_combination
 from longaml.tl.linear_models import (
     consensus_correlation,
     correlation_root,
@@ -187,7 +187,7 @@ def test_patients_seen_once_take_part():
 def test_columns_of_cells_are_no_design():
     cohort = la.datasets.simulate_cohort("small", seed=1)
     with pytest.raises(InputError, match="column 'true_label' has 2 values within sample"):
-        sample_columns(cohort, ["true_label"])
+        sample_columns(cohort.obs, ["true_label"])
 
 
 def test_cauchy_of_one_is_itself():

@@ -29,7 +29,8 @@ def compare(folder: Path, out: Path, names: dict[str, dict]) -> list[str]:
     came = {golden.renamed_path(path, names["tables"]): path for path in old}
     now = {path: t for path, t in now.items() if path not in gone(old, names)}
     found += [f"{name} is gone" for name in sorted(frozen.keys() - now.keys())]
-    found += [f"{name} is new" for name in sorted(now.keys() - frozen.keys())]
+    new = sorted(now.keys() - frozen.keys())
+    found += [f"{name} is new" for name in new if "*" not in golden.added(name, names)]
     for name in sorted(frozen.keys() & now.keys()):
         table = now[name]
         ignored = golden.dropped(came[name], names) | golden.added(name, names)

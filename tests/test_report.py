@@ -655,7 +655,7 @@ def test_methods_say_what_was_run(made):
         "20 distinct permutations",
         "10 random halves",
         "Vaswani",
-        "Smyth GK (2004)",
+        "Law CW, Chen Y",
     ):
         assert what in text
     assert "/somewhere" not in text and "Hoerl" not in text

@@ -35,6 +35,14 @@ def _change_rows(cohort, methods, seed):
     return tl.network_changes.change_rows(cohort, seed=seed)
 
 
+def _observed(setup, seed):
+    "Scores of a ranking as observed."
+    if setup.tested is not None:
+        return tl.permutation.two_sided_z(setup.tested["p_value"].to_numpy())
+    truth = tl.permutation.observed_assignment(setup.design)
+    return setup.score([truth], seed=seed)[0]
+
+
 def _gene_scores(cohort, methods, how):
     "Scores as observed of every method over all genes; what a method does not read comes last."
     contrast = contrasts(timepoints_of(cohort))[0]
@@ -45,8 +53,7 @@ def _gene_scores(cohort, methods, how):
     for name in methods:
         data = models.contract.RankingData(bagged, bulk, contrast, rows, **how)
         setup = tasks.timepoint.ranking_setup(name, data)
-        observed = tl.permutation.observed_assignment(setup.design)
-        scores = setup.score([observed], seed=how["seed"])[0]
+        scores = _observed(setup, how["seed"])
         s = pd.Series(scores, setup.changes.columns).reindex(cohort.var_names).fillna(0).to_numpy()
         out[name] = np.where(s == 0, s.min() - 1, s)
     return out | {"abundance": np.asarray(bagged.X.mean(0)).ravel()}

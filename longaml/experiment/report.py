@@ -131,6 +131,7 @@ def contents(
         "samples": samples is not None,
         "counts": samples is not None and "counts" in samples,
         "cell_types": samples is not None and bool((samples[CELL_TYPE] != ALL).any()),
+        "changed": list(tables["de"]["contrast"].unique()) if "de" in tables else [],
         "stability": "index" in stability,
         "modules": _modules_in(folder),
         "has": lambda name: (folder / name).exists(),

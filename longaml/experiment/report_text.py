@@ -427,7 +427,7 @@ def references(
     if networks:
         used += ["torch", "adamw"]
     if "timepoint" in tasks:
-        used += ["balanced", "sam", "permutation", "bh", "nogueira"]
+        used += ["balanced", "sam", "permutation", "bh", "nogueira", "tmm"]
     if "timepoint" in tasks and networks:
         used.append("gradients")
     if any("gse235063" in name.lower() for name in inputs_of(run)):

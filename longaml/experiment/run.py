@@ -71,7 +71,7 @@ class RunConfig(CohortFolder):
     nulls: Annotated[
         int | None,
         Option(
-            "Permutations of samples per ranking; 20 if left out (200 for paired_de at least). "
+            "Permutations of samples per ranking; 20 if left out. "
             "Each retrains every model on every fold, networks for 10 epochs; for accuracy they "
             "stop early.",
             "N",
@@ -186,7 +186,9 @@ def find_timepoints(
         "power",
         lambda: tasks.coverage.contrast_power(steps.bagged, steps.pairs, nulls=nulls, seed=seed),
     )
-    found = TimepointFindings(steps.coverage, evaluation, predictions, power, steps.bulk, rankings)
+    found = TimepointFindings(
+        steps.coverage, evaluation, predictions, power, steps.bulk, rankings, tests=steps.tests
+    )
     if rankings:
         changes = {
             contrast_name(*pair): _input_changes(steps, specs, pair, run) for pair in steps.pairs

@@ -33,6 +33,7 @@ class TimepointFindings:
     bulk: Any  # AnnData from pseudobulk
     rankings: list[RankedGenes] = field(default_factory=list)
     audit: pd.DataFrame | None = None  # checks of the rankings
+    tests: pd.DataFrame | None = None  # from la.tl.de: every contrast and cell type
 
     @property
     def ranking(self) -> pd.DataFrame | None:
@@ -102,6 +103,8 @@ def timepoint_tables(
         "coverage": found.coverage,
         "power": found.power,
     }
+    if found.tests is not None:
+        tables["de"] = found.tests
     if found.ranking is not None and found.audit is not None:
         tables |= {
             "ranking": found.ranking,
@@ -244,8 +247,11 @@ def timepoint_lines(
     found: TimepointFindings,  # of a run
     notes: list[str] | tuple = (),  # sentences that the reader left
 ) -> list[str]:  # sentences
-    "Accuracy against chance and baselines, genes at q < 0.1, and the checks that fail."
-    lines = [*_accuracy_lines(found.evaluation), *_against_baseline(found.evaluation)]
+    "What changed; accuracy against chance and baselines, rankings, and the checks that fail."
+    lines = []
+    if found.tests is not None:
+        lines += tl.gene_test_summary.change_lines(found.tests, called=True)
+    lines += [*_accuracy_lines(found.evaluation), *_against_baseline(found.evaluation)]
     cover = found.coverage
     for c in cover[(cover["cell_type"] == ALL) & ~cover["evaluated"]].itertuples():
         lines.append(

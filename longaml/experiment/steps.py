@@ -24,11 +24,13 @@ from longaml.core import (
     PATIENT,
     SAMPLE,
     TIMEPOINT,
+    InputError,
     contrast_name,
     contrast_pair,
     counts_of,
     device_for,
     input_kind,
+    log,
     timepoints_of,
 )
 from .store import Step, checkpoint_bytes, code_hash, slug
@@ -126,6 +128,23 @@ class CohortSteps:
         return tl.network_changes.change_rows(self.cohort, seed=self.fitting.seed)
 
     @cached_property
+    def tests(self) -> pd.DataFrame | None:
+        "Differential expression of all contrasts and cell types; None where nothing is tested."
+        if input_kind(self.cohort) != "counts":
+            return None
+
+        def work():
+            try:
+                return tl.de(self.bulk, contrast=self.pairs)
+            except InputError as error:  # such as too few counts
+                log.warning("no differential expression: %s", error)
+                return None
+
+        code = code_hash("longaml.tl.gene_tests")
+        params = {"contrasts": [contrast_name(*p) for p in self.pairs]}
+        return self._shared(code=code, inputs=self.hash, params=params)("de", work)
+
+    @cached_property
     def coverage(self) -> pd.DataFrame:
         "Patients of every contrast and cell type, and whether they are enough."
         return tasks.coverage.coverage(self.bagged)
@@ -197,13 +216,14 @@ class CohortSteps:
     ) -> RankedGenes:
         "Genes ranked by one model, with a null of permuted samples and the stability."
         rows = self.rows if spec.name.startswith("network_") else None
+        tests = self.tests if spec.name == "paired_de" else None
         data = models.contract.RankingData(
-            self.bagged, self.bulk, contrast, rows, **asdict(self.fitting)
+            self.bagged, self.bulk, contrast, rows, **asdict(self.fitting), tests=tests
         )
         setup = tasks.timepoint.ranking_setup(spec, data)
         step = self._steps(spec, nulls=nulls, halves=halves)
         ranked = tasks.timepoint.rank_by(spec, setup, data, nulls=nulls, halves=halves, step=step)
-        return RankedGenes(spec.name, contrast_name(*contrast), ranked, setup.changes)
+        return RankedGenes(spec.name, contrast_name(*contrast), ranked, data.fold_changes)
 
     def whole(
         self,

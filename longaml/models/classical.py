@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NETWORK_GENES', 'Posterior', 'bayesian_ridge', 'BayesianRidge', 'coefficient_table', 'FactorModel',
-           'contrast_sequences', 'contribution_ranker', 'paired_ranker', 'network_ranker', 'fixed_bayesian_ridge',
-           'fixed_factors']
+           'contrast_sequences', 'contribution_ranker', 'paired_ranker', 'gene_test_ranker', 'network_ranker',
+           'fixed_bayesian_ridge', 'fixed_factors']
 
 # %% ../../nbs/models/508_classical.ipynb #e2d6f1d5
 import math
@@ -18,7 +18,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy import linalg, special, stats
 
-from ..core import PATIENT, listing
+from ..core import COUNTS, PATIENT, InputError, listing, log
 from longaml.models.baselines import (
     Logistic,
     class_weights,
@@ -37,6 +37,8 @@ from longaml.models.contract import (
 from ..pp.preprocessing import patient_folds, timepoint_pairs
 from ..tl.expression import moderated_t
 from ..tl.factors import gene_spread, nmf_fit, unit_rows
+from ..tl.gene_test_scores import GeneTestScorer, any_cell_type
+from ..tl.gene_tests import de
 from ..tl.network_changes import most_variable, network_change_scorer
 from longaml.tl.permutation import (
     design_of,
@@ -325,6 +327,28 @@ def paired_ranker(
     return RankingSetup(score, design, d / math.log(2))
 
 
+def gene_test_ranker(
+    data: RankingData,  # a contrast of a cohort
+) -> RankingSetup:
+    """Genes scored by differential expression: weighted linear models of counts (`la.tl.de`).
+
+    Without counts, or where nothing can be tested, by within-patient differences.
+    """
+    if COUNTS not in data.bulk.layers:
+        return paired_ranker(data)
+    try:
+        table = de(data.bulk, contrast=data.contrast) if data.tests is None else data.tests
+        found = any_cell_type(table, data.contrast)
+    except InputError as error:
+        log.warning("genes are ranked by within-patient differences: %s", error)
+        return paired_ranker(data)
+    genes = [g for g in data.bulk.var_names if g in found.index]
+    score = GeneTestScorer(data.bulk, data.contrast, genes)
+    level = np.asarray(data.bagged[:, genes].X.mean(0)).ravel()
+    changes = data.fold_changes[genes]
+    return RankingSetup(score, score.design, changes, level, tested=found.loc[genes])
+
+
 NETWORK_GENES = 500  # most variable genes of a correlation network
 
 
@@ -389,18 +413,36 @@ register(
     ModelSpec(
         "paired_de",
         ("timepoint",),
-        label="paired pseudobulk differential expression by moderated t",
+        label="differential expression with the patient as random effect",
+        kind="ranking",
+        ranker=gene_test_ranker,
+        sentence="Differential expression sums counts by sample and cell type and tests each gene "
+        "by a weighted linear model with a random effect of the patient; its p-values are those of "
+        "this test, for a change in any cell type.",
+        citation="Law CW, Chen Y, Shi W, Smyth GK (2014) voom: precision weights unlock linear "
+        "model analysis tools for RNA-seq read counts. Genome Biology 15:R29.",
+        ranks=True,
+        default=True,
+        at_once=5,
+        place=80,
+    )
+)
+register(
+    ModelSpec(
+        "paired_downsampled",
+        ("timepoint",),
+        label="paired differential expression of downsampled counts by moderated t",
         kind="ranking",
         ranker=paired_ranker,
-        sentence="Paired differential expression scores genes by the moderated t of pseudobulk.",
+        sentence="Paired differential expression of downsampled counts scores genes by the "
+        "moderated t of pseudobulk.",
         citation="Smyth GK (2004) Linear models and empirical Bayes methods for assessing "
         "differential expression in microarray experiments. Statistical Applications in Genetics "
         "and Molecular Biology 3:3.",
         ranks=True,
-        default=True,
         at_once=50,
         least_nulls=200,
-        place=80,
+        place=81,
     )
 )
 _BDM = (

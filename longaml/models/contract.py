@@ -15,6 +15,7 @@ import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -68,6 +69,14 @@ class RankingData:
     n_folds: int | None = None  # folds of patients; None: see `patient_folds`
     seed: int = 0  # of the folds
     device: str = "auto"  # of networks
+    tests: Any = None  # table of `la.tl.de` with this contrast; None: made where it is needed
+
+    @cached_property
+    def fold_changes(self) -> Any:  # DataFrame patients x genes, log2 of counts per million
+        "Within-patient changes, as rankings show them."
+        from longaml.tl.normalization import fold_changes
+
+        return fold_changes(self.bulk, self.contrast)
 
 
 @dataclass(frozen=True)
@@ -76,9 +85,10 @@ class RankingSetup:
 
     score: Ranker  # (assignments, *, seed) -> scores (permutations, genes)
     design: Any  # DataFrame of the samples that are permuted, from `design_of`
-    changes: Any  # DataFrame patients x genes, log2 fold changes
+    changes: Any  # DataFrame patients x genes, what was scored; strata are cut by its spread
     level: np.ndarray | None = None  # (genes,) mean expression; None: of the bags
     most_top: int | None = None  # longest top list for stability; None: as given
+    tested: Any = None  # DataFrame by gene: p_value, log2_fold_change of a test of its own
 
 # %% ../../nbs/models/502_contract.ipynb #0ad55e02
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from longaml.core import (
     COUNTS,
     PATIENT,
     SAMPLE,
+    SUMS,
     TIMEPOINT,
     UNS,
     InputError,
@@ -228,8 +229,9 @@ def pseudobulk(
 ) -> AnnData:  # (samples x cell types, genes)
     """Sum the cells of each sample and cell type, downsample to a common depth, and log.
 
-    `X` holds log1p of counts per 10,000, `layers["counts"]` the counts, `obs` the technical
-    covariates. Cells without counts are means of depth-scaled values.
+    `X` holds log1p of counts per 10,000, `layers["counts"]` the counts, `layers["sums"]` the
+    counts before they were downsampled, `obs` the technical covariates. Cells without counts are
+    means of depth-scaled values.
     """
     check_cohort(adata)
     if not per_cell_type:
@@ -249,9 +251,12 @@ def pseudobulk(
     absent = set(adata.obs[CELL_TYPE].astype(str)) - set(out.obs[CELL_TYPE].astype(str))
     if absent:  # no sample has enough cells: later steps say so
         out.uns[UNS]["cell_types_left_out"] = sorted(absent)
+    counted = input_kind(out) == "counts"
     if downsampled:
+        if counted:
+            out.layers[SUMS] = out.X
         return _downsampled(out, seed, "pseudobulk")
-    if input_kind(out) == "counts":
+    if counted:
         out.layers[COUNTS] = out.X.copy()
         out.X = log_per_10k(out.X)
     else:

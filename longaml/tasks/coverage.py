@@ -9,11 +9,11 @@ __all__ = ['MIN_PATIENTS', 'coverage', 'contrast_power', 'gene_times']
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ..core import ALL, CELL_TYPE, PATIENT, TIMEPOINT, contrast_name, contrasts, timepoints_of
 from ..pp.preprocessing import timepoint_pairs
+from ..tl.normalization import row_log_cpm
 from ..tl.permutation import design_of, permute_samples
 from ..tl.ranking import power
 
@@ -81,11 +81,14 @@ def gene_times(
 ) -> pd.DataFrame:  # genes x (patient, timepoint)
     """Genes over time in every patient, as log2 change against the patient's mean over visits.
 
+    Of counts per million, where there are counts.
+
     Within cell types that were seen at least twice, weighted by cells.
     """
     genes = list(genes)
     obs = bulk.obs.reset_index(drop=True)
-    values = pd.DataFrame(bulk[:, genes].X.toarray() / np.log(2), columns=genes)
+    at = bulk.var_names.get_indexer(genes)
+    values = pd.DataFrame(row_log_cpm(bulk)[:, at], columns=genes)
     patient = obs[PATIENT].astype(str)
     both = [patient, obs[CELL_TYPE].astype(str)]
     seen = obs[TIMEPOINT].astype(str).groupby(both).transform("nunique") > 1

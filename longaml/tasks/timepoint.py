@@ -404,7 +404,9 @@ def rank_by(
         name=f"{slug(contrast)}/{slug(spec.name)}",
         step=step,
     )
-    genes = GeneChanges(setup.design, setup.changes, level)
+    shown = data.fold_changes[setup.changes.columns]
+    spread = (setup.changes**2).mean().to_numpy()
+    genes = GeneChanges(setup.design, shown, level, spread, setup.tested)
     return rank_scorer(setup.score, genes, model=spec.name, contrast=contrast, options=options)
 
 

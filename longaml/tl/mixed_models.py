@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'STEPS', 'RATIOS', 'NOISE_POINTS', 'PRIOR_GENES', 'MixedFits', 'fit_mixed', 'satterthwaite', 'InterceptFits',
-           'fit_intercepts', 'predicted_levels', 'InterceptPosterior', 'intercept_posterior', 'intercept_tests']
+           'fit_intercepts', 'predicted_levels', 'InterceptPosterior', 'intercept_posterior', 'fit_with_prior',
+           'intercept_tests']
 
 # %% ../../nbs/tl/314_mixed_models.ipynb #mixed_03
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -239,9 +240,10 @@ class InterceptFits:
     variance: np.ndarray  # (ratios, genes) of the noise, in a value of the gene's mean weight
     determinants: np.ndarray  # (ratios, genes) log |V| + log |X' V^-1 X| for noise of variance 1
     df: float  # samples less coefficients
+    ratios: np.ndarray  # (ratios,) variance of patients / variance of the noise
 
 
-def _at_ratios(y, design, blocks, w):
+def _at_ratios(y, design, blocks, w, ratios):
     "Generalised least squares of some genes at every ratio: what `InterceptFits` is made of."
     by_block = [blocks.T @ x for x in (w, w * y)]  # (blocks, genes)
     wx = w[:, :, None] * design[:, None, :]
@@ -250,7 +252,7 @@ def _at_ratios(y, design, blocks, w):
     xy = np.einsum("ngk,ng->gk", wx, y)
     yy = (w * y**2).sum(0)
     parts = []
-    for ratio in RATIOS:
+    for ratio in ratios:
         share = ratio / (1 + ratio * by_block[0])  # (blocks, genes) of a block's sum taken out
         pulled = xb * share.T[:, :, None]
         information = xx - pulled.transpose(0, 2, 1) @ xb
@@ -268,6 +270,7 @@ def fit_intercepts(
     design: np.ndarray,  # (samples, coefficients) of full rank
     codes: np.ndarray,  # (samples,) patient of each
     weights: np.ndarray | None = None,  # (samples, genes) precisions
+    ratios: np.ndarray = RATIOS,  # (ratios,) at which genes are fitted
 ) -> InterceptFits:
     "A linear model of every gene with a random intercept of the patients, at each ratio."
     n, k = design.shape
@@ -280,11 +283,11 @@ def fit_intercepts(
         cut = slice(start, start + BLOCK)
         first = q.T @ y[:, cut]  # residuals are fitted: sums of squares do not cancel
         w = precision[:, cut] / precision[:, cut].mean(0)
-        b, inverse, rest, log = _at_ratios(y[:, cut] - q @ first, q, blocks, w)
+        b, inverse, rest, log = _at_ratios(y[:, cut] - q @ first, q, blocks, w, ratios)
         unscaled = back @ inverse @ back.T
         parts.append(((b + first.T) @ back.T, unscaled, np.maximum(rest, 0) / (n - k), log))
     coefficients, unscaled, variance, log = (np.concatenate(x, axis=1) for x in zip(*parts))
-    return InterceptFits(coefficients, unscaled, variance, log, float(n - k))
+    return InterceptFits(coefficients, unscaled, variance, log, float(n - k), ratios)
 
 
 def predicted_levels(
@@ -312,15 +315,16 @@ PRIOR_GENES = 5000  # that the prior is taken from at most, evenly spaced in abu
 class InterceptPosterior:
     "What the two variances of each gene may be, on the points that the prior puts weight on."
 
-    ratio: np.ndarray  # (points,) which of `RATIOS`
+    ratio: np.ndarray  # (points,) which of the ratios of the fits
     noise: np.ndarray  # (genes, points) variances
     weights: np.ndarray  # (genes, points) that sum to 1
     prior: np.ndarray  # (points,) weights over all genes
+    ratios: np.ndarray  # of the fits
 
     @property
     def correlation(self) -> float:
         "The mean correlation of two samples of a patient over all genes."
-        ratios = RATIOS[self.ratio]
+        ratios = self.ratios[self.ratio]
         return float(self.prior @ (ratios / (1 + ratios)))
 
 
@@ -328,6 +332,15 @@ def _log_likelihoods(fits: InterceptFits, noise: np.ndarray, ratio: Any, genes: 
     "Restricted log likelihood of genes at ratios (each one's number) and variances."
     variance, log = (x[:, genes][ratio].T for x in (fits.variance, fits.determinants))
     return -0.5 * (fits.df * (np.log(noise) + variance / noise) + log)
+
+
+def _posterior_weights(
+    fits: InterceptFits, noise: np.ndarray, ratio: np.ndarray, prior: np.ndarray
+) -> np.ndarray:  # (genes, points)
+    "What each gene says of the points of the prior."
+    log = _log_likelihoods(fits, noise, ratio, slice(None)) + np.log(prior)
+    weights = np.exp(log - log.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)
 
 
 def _variance_grid(fits: InterceptFits, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -348,8 +361,8 @@ def intercept_posterior(
 ) -> InterceptPosterior:
     "The prior of both variances over all genes, and what it makes of each gene."
     trend, grid = _variance_grid(fits, level)
-    ratio = np.repeat(np.arange(len(RATIOS)), NOISE_POINTS)
-    point = np.tile(grid, len(RATIOS))
+    ratio = np.repeat(np.arange(len(fits.ratios)), NOISE_POINTS)
+    point = np.tile(grid, len(fits.ratios))
     step = max(-(-len(level) // (most or PRIOR_GENES)), 1)
     some = np.argsort(level, kind="stable")[::step]  # of every abundance, in whatever order
     prior = mixture_weights(
@@ -359,9 +372,22 @@ def intercept_posterior(
     ratio, point = ratio[kept], point[kept]
     prior = prior[kept] / prior[kept].sum()
     noise = trend[:, None] * point
-    log = _log_likelihoods(fits, noise, ratio, slice(None)) + np.log(prior)
-    weights = np.exp(log - log.max(1, keepdims=True))
-    return InterceptPosterior(ratio, noise, weights / weights.sum(1, keepdims=True), prior)
+    weights = _posterior_weights(fits, noise, ratio, prior)
+    return InterceptPosterior(ratio, noise, weights, prior, fits.ratios)
+
+
+def fit_with_prior(
+    y: np.ndarray,  # (samples, genes)
+    design: np.ndarray,  # (samples, coefficients) of full rank
+    codes: np.ndarray,  # (samples,) patient of each
+    weights: np.ndarray | None,  # (samples, genes) precisions
+    known: InterceptPosterior,  # of these genes, such as in more samples
+) -> tuple[InterceptFits, InterceptPosterior]:
+    "The same genes in fewer samples or under other labels, with the prior that is known."
+    used, at = np.unique(known.ratio, return_inverse=True)
+    fits = fit_intercepts(y, design, codes, weights, known.ratios[used])
+    posterior = _posterior_weights(fits, known.noise, at, known.prior)
+    return fits, replace(known, ratio=at, ratios=fits.ratios, weights=posterior)
 
 
 def intercept_tests(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Assignment', 'Scorer', 'design_of', 'observed_assignment', 'Permutations', 'permute_samples', 'paired_differences',
            'studentise', 'patient_mean', 'assignment_signs', 'paired_scorer', 'held_out_scorer', 'strata_of',
-           'AlignedScores', 'align_scores', 'p_values', 'pooled_by_gene', 'q_values']
+           'AlignedScores', 'align_scores', 'p_values', 'pooled_by_gene', 'q_values', 'two_sided_z']
 
 # %% ../../nbs/tl/300_permutation.ipynb #63950adc
 import itertools
@@ -166,7 +166,8 @@ def paired_differences(
     contrast: tuple[str, str],  # (later, earlier)
     *,
     cell_type: str = ALL,  # a cell type, or "all": the mean over cell types, weighted by cells
-) -> pd.DataFrame:  # (patients, genes), differences of natural logarithms
+    values: np.ndarray | None = None,  # (rows, genes) what differs; None: `X`, natural logarithms
+) -> pd.DataFrame:  # (patients, genes)
     """Each patient's later minus earlier log expression, for patients with both visits.
 
     Replicate samples of a visit are averaged first, each with the same weight however many cells
@@ -185,8 +186,9 @@ def paired_differences(
     both = later.merge(earlier, on=[PATIENT, CELL_TYPE], suffixes=("_later", "_earlier"))
     if not len(both):
         return pd.DataFrame(np.zeros((0, bulk.n_vars)), columns=bulk.var_names)
-    after = means_later[both["visit_later"].to_numpy()] @ bulk.X[rows[0]["row"].to_numpy()]
-    before = means_earlier[both["visit_earlier"].to_numpy()] @ bulk.X[rows[1]["row"].to_numpy()]
+    x = bulk.X if values is None else sp.csr_matrix(values)
+    after = means_later[both["visit_later"].to_numpy()] @ x[rows[0]["row"].to_numpy()]
+    before = means_earlier[both["visit_earlier"].to_numpy()] @ x[rows[1]["row"].to_numpy()]
     change = np.asarray((after - before).todense(), dtype=np.float64)
     weight = 1 / (1 / both["n_cells_later"].to_numpy() + 1 / both["n_cells_earlier"].to_numpy())
     who = pd.Categorical(both[PATIENT].astype(str))
@@ -346,3 +348,10 @@ def q_values(
 ) -> np.ndarray:  # (genes,)
     "p-values adjusted for the false discovery rate (Benjamini and Hochberg, 1995)."
     return stats.false_discovery_control(p)
+
+
+def two_sided_z(
+    p_values: np.ndarray,  # any shape
+) -> np.ndarray:  # 0 for p = 1
+    "The magnitude of a normal deviate that has this two-sided p-value."
+    return stats.norm.isf(np.clip(p_values, 1e-300, 1.0) / 2)

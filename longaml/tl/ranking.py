@@ -30,6 +30,7 @@ from longaml.tl.permutation import (
     permute_samples,
     q_values,
     strata_of,
+    two_sided_z,
 )
 
 # %% ../../nbs/tl/304_ranking.ipynb #862cdc79
@@ -156,10 +157,14 @@ def ranking_table(
     fold_changes: pd.DataFrame,  # (patients, genes), log2
     mean_expression: np.ndarray,  # (genes,)
     frequency: np.ndarray,  # (genes,) how often among the top k in half-cohorts
+    tested: pd.DataFrame | None = None,  # of a method with a test of its own: see `GeneChanges`
 ) -> pd.DataFrame:  # the columns of ranking.csv, best first
     "A ranking with p, q and stability; scores are in units of the null (median 0, 95% point 1)."
-    p = p_values(scores, null)
-    change = fold_changes.mean().to_numpy()
+    if tested is None:
+        p = p_values(scores, null)
+        change = fold_changes.mean().to_numpy()
+    else:
+        p, change = (tested[c].to_numpy() for c in ("p_value", "log2_fold_change"))
     out = pd.DataFrame(
         {
             "model": model,
@@ -207,6 +212,8 @@ class GeneChanges:
     design: pd.DataFrame  # from design_of
     fold_changes: pd.DataFrame  # (patients, genes), log2
     level: ArrayLike  # (genes,) mean expression
+    spread: ArrayLike | None = None  # (genes,) of strata, see `strata_of`; None: of fold_changes
+    tested: pd.DataFrame | None = None  # (genes,) p_value and log2_fold_change of a test of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +253,7 @@ def rank_scorer(
     *,
     model: str,  # its name in the table
     contrast: str,  # such as "REL_vs_DX"
-    observed: np.ndarray | None = None,  # (genes,) scores as observed; None: from the scorer
+    observed: np.ndarray | None = None,  # (genes,) scores as observed; None: of the test or scorer
     options: RankingOptions = DEFAULT_RANKING,  # permutations, half-cohorts, seed, steps
 ) -> Ranked:
     "Score genes as observed and under permuted samples, and measure stability over half-cohorts."
@@ -259,6 +266,8 @@ def rank_scorer(
     def scored(assignments: Sequence[Assignment]) -> np.ndarray:
         return scorer(assignments, seed=fit_seed)
 
+    if genes.tested is not None:
+        observed = two_sided_z(genes.tested["p_value"].to_numpy())
     if observed is None:
         truth = [observed_assignment(design)]
         observed = step(f"rank/{name}/observed", lambda: scored(truth))[0]
@@ -274,10 +283,15 @@ def rank_scorer(
         read[:] = True
     change = genes.fold_changes.loc[:, read]
     expression = np.asarray(genes.level)[read]
-    strata = strata_of(expression, (change**2).mean().to_numpy())
+    spread = (genes.fold_changes**2).mean() if genes.spread is None else genes.spread
+    strata = strata_of(expression, np.asarray(spread)[read])
+    tested = None
+    if genes.tested is not None:  # genes keep the order of their p-values
+        tested = genes.tested[read]
+        strata = np.zeros_like(strata)
     aligned = align_scores(observed[read], null[:, read], strata)
     frequency = np.full(len(read), np.nan) if stable.frequency is None else stable.frequency
-    table = ranking_table(model, contrast, *aligned, change, expression, frequency[read])
+    table = ranking_table(model, contrast, *aligned, change, expression, frequency[read], tested)
     return Ranked(table, stable, aligned.null)
 
 # %% ../../nbs/tl/304_ranking.ipynb #80f99cdd

@@ -35,7 +35,7 @@ from ..pp.formats import SourceFile
 from ..pp.labels import ColumnKeys, check_longitudinal, describe_rows
 from ..pp.samples import SAMPLE_NAMES, SEQUENCED_NAMES
 from ..pp.sheets import read_sheet
-from .gene_tests import sample_columns
+from .designs import sample_columns
 
 # %% ../../nbs/tl/321_sample_counts.ipynb #sample07
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def counts_of_cohort(
     for name in columns:
         check_column(data.obs, name, "design", "A design names columns of obs.", "design")
     wanted = list(dict.fromkeys([PATIENT, TIMEPOINT, *columns]))
-    samples = sample_columns(data, wanted)
+    samples = sample_columns(data.obs, wanted)
     samples[SAMPLE] = samples.index
     kept = {str(k): str(v) for k, v in about.get("columns", {}).items()}
     notes = [str(n) for n in about.get("warnings", [])]
