@@ -574,6 +574,7 @@ def test_genes_that_the_model_does_not_know_are_counted(cells, model, tmp_path, 
     assert "90 of its 240 genes are in the data" in said and "do not trust these names" in said
 
 
+@pytest.mark.slow  # every command has one driver; test_cohort_runs.py does this for run
 def test_killed_in_the_last_training_and_resumed(cells, model, tmp_path):
     "SIGKILL after an epoch of the kept model: the same model and the same tables come out."
     out = tmp_path / "out"

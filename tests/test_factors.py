@@ -473,6 +473,7 @@ def test_a_run_fills_its_tables(done, path):
     )
 
 
+@pytest.mark.slow  # every command has one driver; test_cohort_runs.py does this for run
 def test_same_seed_same_bytes_and_resume(done, path, tmp_path):
     again = tmp_path / "again"
     for resume in (False, True):

@@ -11,8 +11,8 @@ from tools import ROOT, python
 import longaml as la
 from longaml.core import InputError
 from longaml.tl.designs import comparisons_of, contrast_of, design_of_formula, sample_columns
-from longaml.tl.gene_tests import cauchy_combination
 from longaml.tl.linear_models import (
+    cauchy_combination,
     consensus_correlation,
     correlation_root,
     fit_linear,

@@ -258,6 +258,7 @@ def test_the_command_fills_its_tables(run):
     )
 
 
+@pytest.mark.slow  # every command has one driver; test_cohort_runs.py does this for run
 def test_same_seed_same_tables_and_resume(run, path, tmp_path):
     again = tmp_path / "again"
     for extra in ([], ["--resume"]):

@@ -475,6 +475,7 @@ def csvs(folder):
     return {p.name: p.read_bytes() for p in folder.glob("*.csv")}
 
 
+@pytest.mark.slow  # every command has one driver; test_cohort_runs.py does this for run
 @needs_table
 def test_a_run_repeats_and_resumes_to_the_same_bytes(on_disk, tmp_path):
     result = run_network(on_disk, tmp_path / "a", genes="top:16", nulls=2)

@@ -42,18 +42,30 @@ def run_notebook(
     return Done(process.exitcode, said.read_text()), changed(before, snapshot(top))
 
 
-# They train many networks or draw many cohorts, a quarter of a minute and more each. The contract
-# of every model and the commands are tested in tests/ as well; these run with --slow.
+# They train networks, draw cohorts or run commands, a quarter of a minute each and more. The
+# contract of every model and the commands are tested in tests/ as well; these run with --slow.
 SLOW = {
+    "datasets/100_cohort.ipynb",
     "models/510_transformer.ipynb",
+    "models/511_lstm.ipynb",
+    "models/513_perturbation.ipynb",
     "models/514_attribution.ipynb",
+    "models/517_celltype.ipynb",
     "models/521_bilstm.ipynb",
     "models/523_lgem.ipynb",
+    "experiment/704_report_text.ipynb",
+    "experiment/705_report.ipynb",
+    "experiment/709_de.ipynb",
+    "experiment/710_network.ipynb",
     "experiment/720_evaluation.ipynb",
+    "experiment/722_abundance.ipynb",
+    "published/801_networks.ipynb",
+    "published/802_protocol.ipynb",
     "tasks/601_forecast.ipynb",
     "tasks/604_perturbation.ipynb",
     "tasks/605_module_tests.ipynb",
     "tasks/607_responses.ipynb",
+    "tl/317_enrichment.ipynb",
     "tl/323_beta_binomial.ipynb",
     "tl/calibration.ipynb",
     "tutorials/02_a_transformer_beside_baselines.ipynb",

@@ -559,6 +559,7 @@ def test_scores_can_be_had_again_from_the_predictions(run):
         assert np.sqrt(np.nansum((x - y) ** 2)) == pytest.approx(said[name], rel=1e-4)
 
 
+@pytest.mark.slow  # every command has one driver; test_cohort_runs.py does this for run
 def test_same_seed_same_bytes_and_another_seed_differs(run, path, tmp_path):
     again = tmp_path / "again"
     assert main(["perturb", str(path), *ARGS, "--out", str(again)]) == 0
@@ -572,6 +573,7 @@ def test_same_seed_same_bytes_and_another_seed_differs(run, path, tmp_path):
     assert files(tmp_path / "other")["evaluation.csv"] != a["evaluation.csv"]
 
 
+@pytest.mark.slow  # every command has one driver; test_cohort_runs.py does this for run
 def test_a_killed_run_goes_on(run, path, tmp_path):
     "Killed after its first step, resumed: the same tables; finished steps are kept."
     out = tmp_path / "out"

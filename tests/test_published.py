@@ -285,8 +285,7 @@ def test_a_number_by_hand(finished, cohort):
 
 
 # ---- again, resumed, refused
-
-
+@pytest.mark.slow  # every command has one driver; test_cohort_runs.py does this for run
 def test_same_seed_same_bytes_and_resume(cohort, finished, tmp_path):
     "A run that lost half of its results is completed to the same bytes; another seed differs."
     whole = files(finished[0])

@@ -78,6 +78,9 @@ class RunConfig(CohortFolder):
             least=0,
         ),
     ] = None
+    halves: Annotated[int, Option("Half-cohorts per ranking, for its stability.", "N", least=2)] = (
+        10
+    )
     device: Device = "auto"
     report: Annotated[
         bool,
@@ -165,6 +168,7 @@ def find_timepoints(
     run: Run,  # keeps checks and networks
     *,
     nulls: int = 20,  # permutations of samples per ranking
+    halves: int = 10,  # half-cohorts per ranking
 ) -> TimepointFindings:
     "Evaluate, rank and check the models of a cohort's timepoints, step by step."
     if not steps.pairs:
@@ -176,7 +180,7 @@ def find_timepoints(
         )
     evaluation, predictions = _evaluate(steps, specs, run)
     rankings = [
-        steps.ranked(spec, pair, nulls=nulls)
+        steps.ranked(spec, pair, nulls=nulls, halves=halves)
         for pair in steps.pairs
         for spec in specs
         if spec.ranks
@@ -235,7 +239,7 @@ class CohortRun(Experiment):
             "task": ",".join(asked),
             "models": [s.name for s in specs],
             "nulls": config.permutations(),
-            "halves": 10,
+            "halves": config.halves,
             "n_genes": 2000,
             "device": config.device,
             **({"networks": how} if any(s.network for s in specs) else {}),
@@ -252,7 +256,8 @@ class CohortRun(Experiment):
         nulls = config.permutations()
         timepoints = None
         if "timepoint" in config.tasks():
-            timepoints = find_timepoints(steps, specs, run, nulls=nulls)
+            how = {"nulls": nulls, "halves": config.halves}
+            timepoints = find_timepoints(steps, specs, run, **how)
         later = [t for t in TASKS[1:] if t in config.tasks()]
         networks = [s for s in specs if _with_order(s)]
         ordered = find_ordered(later, steps, networks, run, nulls=nulls)
@@ -301,7 +306,7 @@ def run_cohort(
     read: dict | None = None,  # keyword arguments of read_cohort
     task: str | list[str] = "timepoint",  # timepoint, forecast, impute: a list, or with commas
     **options: Any,  # fields of RunConfig: models=None (see la.tasks.timepoint.chosen_specs),
-    # nulls=None (20), seed=0, device="auto", resume=False, store=None, report=False
+    # nulls=None (20), halves=10, seed=0, device="auto", resume=False, store=None, report=False
 ) -> dict:  # tables and "summary"
     "Read a cohort and leave evaluation, rankings, checks and figures in a folder."
     asked = task.split(",") if isinstance(task, str) else list(task)

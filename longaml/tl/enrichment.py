@@ -41,12 +41,16 @@ from longaml.tl.gene_tests import (
     GeneFit,
     NotTested,
     TestOptions,
-    cauchy_combination,
     design_bulk,
     fit_cell_types,
     fit_values,
 )
-from .linear_models import correlation_root, independent_columns, moderated_tests
+from longaml.tl.linear_models import (
+    cauchy_combination,
+    correlation_root,
+    independent_columns,
+    moderated_tests,
+)
 from .mixed_models import satterthwaite
 from .permutation import design_of, permute_samples
 from .precision_weights import Precision

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PERMUTED_VISITS', 'Q', 'CALLS', 'STABILITY_COLUMNS', 'patients_with_both', 'Exchange', 'exchanges_of', 'exchanged',
-           'with_any_cell_type', 'permuted_calls', 'least_excess', 'permutation_check', 'p_of_samples',
-           'gene_test_stability', 'gene_test_coverage']
+           'with_any_cell_type', 'information_of', 'permuted_calls', 'least_excess', 'permutation_check',
+           'p_of_samples', 'gene_test_stability', 'gene_test_coverage']
 
 # %% ../../nbs/tl/319_gene_test_checks.ipynb #gtchk003
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,11 +42,11 @@ from longaml.tl.gene_tests import (
     CellTypeTests,
     NotTested,
     TestOptions,
-    cauchy_combination,
     fit_cell_types,
     fit_values,
     gene_tests,
 )
+from .linear_models import cauchy_combination, information
 from .permutation import Assignment, design_of, permute_samples
 from .ranking import nogueira
 
@@ -138,12 +138,21 @@ CALLS = "permutation cell_type patients moved genes called".split()
 
 def with_any_cell_type(
     p: dict[str, pd.Series],  # cell type -> p-values by gene
+    known: dict[str, float],  # cell type -> weight, see `information`
 ) -> dict[str, pd.Series]:
     "The same with those of a change in any cell type under `all`, where there are several."
     if len(p) < 2:
         return p
     every = pd.DataFrame(p)
-    return {ALL: pd.Series(cauchy_combination(every.to_numpy().T), every.index), **p}
+    combined = cauchy_combination(every.to_numpy().T, np.array([known[c] for c in every]))
+    return {ALL: pd.Series(combined, every.index), **p}
+
+
+def information_of(
+    parts: Iterable[CellTypeTests],  # of one contrast
+) -> dict[str, float]:  # cell type -> weight
+    "How much each cell type says of the contrast."
+    return {p.cell_type: information(p.contrasts[0].tests.standard_error) for p in parts}
 
 
 def permuted_calls(
@@ -162,11 +171,11 @@ def permuted_calls(
     exchanges = exchanges_of(bulk, pair, n=n, seed=seed)
     for i, one in enumerate(progress(exchanges, f"permuted visits, {contrast_name(*pair)}")):
         permuted = exchanged(bulk, one, pair, design)
-        parts = fit_cell_types(permuted, design, pair, quick, NotTested())
+        parts = list(fit_cell_types(permuted, design, pair, quick, NotTested()))
         p = {
             part.cell_type: pd.Series(part.contrasts[0].tests.p_value, part.genes) for part in parts
         }
-        for cell_type, values in with_any_cell_type(p).items():
+        for cell_type, values in with_any_cell_type(p, information_of(parts)).items():
             pattern = one.pattern(cell_type) if cell_type in one.moved else i
             if (cell_type, pattern) in seen:
                 continue  # a cell type that lacks patients has fewer exchanges
@@ -285,7 +294,7 @@ def _tops(
         p = fitted(part, obs, {} if exchange is None else exchange.assignment)
         if p is not None:
             found[part.cell_type] = p
-    every = dict(with_any_cell_type(found))
+    every = dict(with_any_cell_type(found, information_of(parts)))
     if ALL in every:
         genes = list(dict.fromkeys(g for part in parts for g in part.genes))
         every[ALL] = every[ALL].reindex(genes).fillna(1.0)

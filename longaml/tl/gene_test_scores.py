@@ -14,7 +14,12 @@ from anndata import AnnData
 
 from ..core import ALL, PATIENT, TIMEPOINT, InputError, contrast_name
 from .designs import Contrast, Design, RandomEffect, with_timepoints
-from .gene_test_checks import p_of_samples, patients_with_both, with_any_cell_type
+from longaml.tl.gene_test_checks import (
+    information_of,
+    p_of_samples,
+    patients_with_both,
+    with_any_cell_type,
+)
 from longaml.tl.gene_tests import (
     DEFAULT_DESIGN,
     CellTypeTests,
@@ -66,6 +71,10 @@ class GeneTestScorer:
         fitted = fit_cell_types(self._bulk, DEFAULT_DESIGN, self.contrast, self._how, NotTested())
         return list(fitted)
 
+    @cached_property
+    def _known(self) -> dict[str, float]:
+        return information_of(self._parts)
+
     def _design(self, obs: pd.DataFrame, assignment: Assignment) -> tuple[Design, Contrast]:
         "The default design with a mean for each timepoint, which needs no formula."
         times = with_timepoints(obs, assignment, DEFAULT_DESIGN)[TIMEPOINT].astype(str)
@@ -92,7 +101,7 @@ class GeneTestScorer:
                 continue
         if not p:
             return np.zeros(len(self.genes))
-        combined = next(iter(with_any_cell_type(p).values()))
+        combined = next(iter(with_any_cell_type(p, self._known).values()))
         return two_sided_z(combined.reindex(self.genes).fillna(1.0).to_numpy())
 
     def __call__(self, assignments: list[Assignment], *, seed: int = 0) -> np.ndarray:

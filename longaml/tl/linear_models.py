@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'LinearFits', 'fit_linear', 'correlation_root', 'independent_columns', 'consensus_correlation', 'Tests',
-           'effects_of', 'moderated_tests']
+           'effects_of', 'moderated_tests', 'cauchy_combination', 'information']
 
 # %% ../../nbs/tl/312_linear_models.ipynb #linear03
 from dataclasses import dataclass
@@ -164,3 +164,25 @@ def moderated_tests(
         statistic = (effect * solved).sum(1) / k / posterior
         p = stats.f.sf(statistic, k, df)
     return Tests(effect[:, 0], unscaled[:, 0, 0], statistic, df, p, error)
+
+# %% ../../nbs/tl/312_linear_models.ipynb #b884d9e8
+def cauchy_combination(
+    p_values: np.ndarray,  # (tests, genes); NaN where there is no test
+    weights: np.ndarray | None = None,  # (tests,) that do not depend on the p-values; None: equal
+) -> np.ndarray:  # (genes,)
+    "One p-value of several dependent ones (Liu and Xie, 2020)."
+    p = np.clip(np.asarray(p_values, dtype=np.float64), 1e-300, 1 - 1e-15)
+    with np.errstate(invalid="ignore"):
+        small = p < 1e-15
+        t = np.where(small, 1 / (p * np.pi), np.tan((0.5 - p) * np.pi))
+    given = np.ones(len(p)) if weights is None else np.asarray(weights, dtype=np.float64)
+    share = np.where(np.isnan(p), 0.0, given[:, None])
+    return stats.cauchy.sf((share * np.nan_to_num(t)).sum(0) / share.sum(0))
+
+
+def information(
+    standard_errors: np.ndarray,  # (genes,) of a contrast in a cell type
+) -> float:
+    "How much a cell type says of a contrast: 1 / standard error squared, of the median gene."
+    known = np.asarray(standard_errors)[np.isfinite(standard_errors)]
+    return float(np.median(known) ** -2) if len(known) else 1.0
