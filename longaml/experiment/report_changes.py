@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import ALL, check_choice
+from ..tl.gene_test_summary import clearest
 
 # %% ../../nbs/experiment/723_report_changes.ipynb #25bd9502
 Q = 0.05  # false discovery rate at which genes are counted
@@ -36,10 +37,14 @@ def change_table(
     for (contrast, cell_type), t in tests.groupby(["contrast", "cell_type"], sort=False):
         called = t[t["q_value"] < Q]
         up = int((called["log2_fold_change"] > 0).sum())
-        first = [f"{r.gene} {r.log2_fold_change:+.2f}" for r in called.head(n).itertuples()]
+        top = called.head(n)
+        if cell_type == ALL:  # its effect is a mean over cell types, of which few may change
+            where = clearest(tests[tests["contrast"] == contrast])
+            top = where.loc[top["gene"]].reset_index()
+        first = [f"{r.gene} {r.log2_fold_change:+.2f}" for r in top.itertuples()]
         counts = (t["n_patients"].iloc[0], len(t), up, len(called) - up)
         rows.append((contrast, cell_type, *counts, ", ".join(first) or "–"))
-    columns = ["contrast", "cell type", "patients", "genes tested", "up", "down"]
+    columns = ["contrast", "cell type", "patients, both visits", "genes tested", "up", "down"]
     named = "first, with log2 fold change"
     table = pd.DataFrame(rows, columns=[*columns, named])
     table["contrast"] = table["contrast"].str.replace("_vs_", " against ")
@@ -55,8 +60,7 @@ def changed_genes(
 ) -> pd.DataFrame:  # gene, cell type; log2 fold change, patients the same way, q, as text
     "The first genes of a contrast over all cell types, each where it changes most clearly."
     t = tests[tests["contrast"] == check_choice(contrast, tests["contrast"].unique(), "contrast")]
-    own = t[t["cell_type"] != ALL] if t["cell_type"].nunique() > 1 else t
-    top = own.sort_values("p_value", kind="stable").drop_duplicates("gene").head(n)
+    top = clearest(t).head(n).reset_index()
     same = [
         "–" if np.isnan(r.n_same_direction) else f"{int(r.n_same_direction)} of {r.n_patients}"
         for r in top.itertuples()

@@ -360,7 +360,7 @@ def _against_truth(ranking, truth, contrast):
 
 class Demo(Command):
     """Run everything on a simulated cohort of 28 patients whose truth is known: all models, 20
-    permutations; about two minutes on two cores (la.experiment.run_demo)."""
+    permutations; about three minutes (la.experiment.run_demo)."""
 
     name = "demo"
     short_help = "Everything on a simulated cohort of 28 patients."
