@@ -270,10 +270,11 @@ def fit_intercepts(
     design: np.ndarray,  # (samples, coefficients) of full rank
     codes: np.ndarray,  # (samples,) patient of each
     weights: np.ndarray | None = None,  # (samples, genes) precisions
-    ratios: np.ndarray = RATIOS,  # (ratios,) at which genes are fitted
+    ratios: np.ndarray | None = None,  # (ratios,) at which genes are fitted; None: `RATIOS`
 ) -> InterceptFits:
     "A linear model of every gene with a random intercept of the patients, at each ratio."
     n, k = design.shape
+    ratios = RATIOS if ratios is None else ratios
     q, r = np.linalg.qr(design)
     back = np.linalg.inv(r)
     blocks = np.eye(codes.max() + 1)[codes]
