@@ -167,6 +167,7 @@ def table(out, name):
 def test_files(finished):
     out, _, _ = finished
     assert sorted(p.name for p in out.iterdir()) == [
+        "abundance.csv",
         "audit.csv",
         "coverage.csv",
         "de.csv",
@@ -241,6 +242,29 @@ def test_one_answer_to_what_changed(finished, cohort, tmp_path):
         assert re.search(
             rf"^{contrast}, all cell types: of \d+ genes {n} at 5% FDR", finished[1], re.M
         )
+
+
+def test_gene_sets_and_composition(cohort, tmp_path, capsys):
+    "Both are those of `la.tl.enrich` and `la.tl.abundance`; gene sets are checked first."
+    read = la.read_cohort(cohort, timepoints=["DX", "REL"])
+    genes = list(read.var_names)
+    sets = {f"set {i}": genes[15 * i : 15 * i + 15] for i in range(6)}
+    gmt = tmp_path / "sets.gmt"
+    gmt.write_text("".join("\t".join([k, "", *v]) + "\n" for k, v in sets.items()))
+    out = tmp_path / "out"
+    succeed("run", cohort, "--out", out, *QUICK, "--gene-sets", gmt)
+    found = table(out, "gene_sets.csv")
+    again = la.tl.enrich(read, sets, contrast=[("REL", "DX")])
+    assert list(found["gene_set"]) == list(again["gene_set"])
+    assert np.allclose(found["p_value"], again["p_value"], rtol=1e-6)
+    types = table(out, "abundance.csv")
+    assert np.allclose(types["effect"], la.tl.abundance(read)["effect"], rtol=1e-6)
+    assert (out / "figures" / "gene-sets-REL_vs_DX.png").stat().st_size > 10_000
+    assert "of 6 cell types" in capsys.readouterr().out
+    gmt.write_text("a\t\tX1\tX2\nb\t\tX3\n")
+    args = ["run", cohort, "--out", tmp_path / "no", *QUICK, "--gene-sets", gmt]
+    assert "no gene of the sets is in the data" in refused(capsys, tmp_path, *args)
+    assert "timepoint" in refused(capsys, tmp_path, *args, "--task", "forecast")
 
 
 def test_ranking_finds_planted_drivers(finished, cohort):

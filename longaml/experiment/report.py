@@ -132,6 +132,7 @@ def contents(
         "counts": samples is not None and "counts" in samples,
         "cell_types": samples is not None and bool((samples[CELL_TYPE] != ALL).any()),
         "changed": list(tables["de"]["contrast"].unique()) if "de" in tables else [],
+        "sets": list(tables["gene_sets"]["contrast"].unique()) if "gene_sets" in tables else [],
         "stability": "index" in stability,
         "modules": _modules_in(folder),
         "has": lambda name: (folder / name).exists(),

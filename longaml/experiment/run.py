@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import pandas as pd
 
-from .. import datasets, models, tasks, tl
+from .. import datasets, models, pp, tasks, tl
 from longaml.core import (
     ALL,
     InputError,
@@ -21,6 +21,7 @@ from longaml.core import (
     contrast_name,
     contrasts,
     device_for,
+    input_kind,
     listing,
     progress,
     timepoints_of,
@@ -45,6 +46,7 @@ from longaml.experiment.run_outputs import (
     cohort_figures,
     ranking_figures,
     sample_table,
+    tested_figures,
     timepoint_lines,
     timepoint_tables,
 )
@@ -81,6 +83,9 @@ class RunConfig(CohortFolder):
     halves: Annotated[int, Option("Half-cohorts per ranking, for its stability.", "N", least=2)] = (
         10
     )
+    gene_sets: Annotated[
+        Path | None, Option("Gene sets (GMT) to be tested too: gene_sets.csv.", "FILE")
+    ] = None
     device: Device = "auto"
     report: Annotated[
         bool,
@@ -190,9 +195,7 @@ def find_timepoints(
         "power",
         lambda: tasks.coverage.contrast_power(steps.bagged, steps.pairs, nulls=nulls, seed=seed),
     )
-    found = TimepointFindings(
-        steps.coverage, evaluation, predictions, power, steps.bulk, rankings, tests=steps.tests
-    )
+    found = TimepointFindings(steps.coverage, evaluation, predictions, power, steps.bulk, rankings)
     if rankings:
         changes = {
             contrast_name(*pair): _input_changes(steps, specs, pair, run) for pair in steps.pairs
@@ -230,6 +233,12 @@ class CohortRun(Experiment):
                 f"for {listing(asked)}. Add timepoint to the tasks, or leave the model out.",
                 parameter="models",
             )
+        if config.gene_sets is not None and "timepoint" not in asked:
+            raise InputError(
+                f"gene sets are tested with the task timepoint; asked for {listing(asked)}. Add "
+                "timepoint to the tasks, or leave gene_sets=... out.",
+                parameter="gene_sets",
+            )
         own = {s.name: s.origin for s in specs if s.origin}
         how: dict[str, Any] = {
             "accuracy": tasks.timepoint.STOPPING,
@@ -247,6 +256,26 @@ class CohortRun(Experiment):
             "read": config.read,
         }
 
+    def inputs(self) -> list[Path]:
+        "The cohort, and the gene sets where there are some."
+        sets = self.config.gene_sets
+        return [*super().inputs(), *([] if sets is None else [Path(sets)])]
+
+    def read(self) -> Any:
+        "The cohort; gene sets are checked before anything is written."
+        data = super().read()
+        sets = self.config.gene_sets
+        if sets is not None:
+            if input_kind(data) != "counts":
+                raise InputError(
+                    "gene sets are tested by linear models of counts, and this cohort was read "
+                    "from log-normalised values: read the count matrix (layer=...), or leave "
+                    "gene_sets=... out",
+                    parameter="gene_sets",
+                )
+            pp.gene_sets.check_gene_sets(sets, data.var_names)
+        return data
+
     def steps(self, data: Any, run: Run) -> RunFindings:
         "Bags, timepoints, tasks that have an order."
         config = self.config
@@ -258,6 +287,7 @@ class CohortRun(Experiment):
         if "timepoint" in config.tasks():
             how = {"nulls": nulls, "halves": config.halves}
             timepoints = find_timepoints(steps, specs, run, **how)
+            timepoints.changes = steps.changes(run.step, config.gene_sets)
         later = [t for t in TASKS[1:] if t in config.tasks()]
         networks = [s for s in specs if _with_order(s)]
         ordered = find_ordered(later, steps, networks, run, nulls=nulls)
@@ -277,6 +307,8 @@ class CohortRun(Experiment):
         told = found.timepoints
         if told is not None:
             yield from cohort_figures(data)
+            if told.changes is not None:
+                yield from tested_figures(told.changes)
             yield from accuracy_figures(told.evaluation, told.predictions)
             if told.rankings:
                 yield from ranking_figures(told)
@@ -306,7 +338,8 @@ def run_cohort(
     read: dict | None = None,  # keyword arguments of read_cohort
     task: str | list[str] = "timepoint",  # timepoint, forecast, impute: a list, or with commas
     **options: Any,  # fields of RunConfig: models=None (see la.tasks.timepoint.chosen_specs),
-    # nulls=None (20), halves=10, seed=0, device="auto", resume=False, store=None, report=False
+    # nulls=None (20), halves=10, gene_sets=None, seed=0, device="auto", resume=False, store=None,
+    # report=False
 ) -> dict:  # tables and "summary"
     "Read a cohort and leave evaluation, rankings, checks and figures in a folder."
     asked = task.split(",") if isinstance(task, str) else list(task)
