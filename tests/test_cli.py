@@ -94,7 +94,7 @@ def test_help_names_every_command_and_option(capsys):
     wanted = {
         "run": "--out --patient-key --timepoint-key --timepoints --cell-type-key --malignant-key "
         "--task "
-        "--models --nulls --seed --device --report --resume --store",
+        "--models --nulls --halves --gene-sets --seed --device --report --resume --store",
         "de": "--out --patient-key --design --contrast --method --moderation --random --min-cells "
         "--min-patients --min-count --permutations --seed --resume",
         "abundance": "--out --patient-key --cell-type-columns --design --contrast --method "
@@ -166,7 +166,7 @@ def test_wrong_options(args, said, capsys, tmp_path, monkeypatch, asked):
 def test_run_hands_over_what_was_given(asked, capsys):
     given = (
         "run c.h5ad --out o --patient-key p --timepoint-key t --timepoints A,B --cell-type-key l "
-        """--models logistic,my.py:Net --nulls 30 --seed 4 --device cpu --store s --no-report
+        """--models logistic,my.py:Net --nulls 30 --halves 4 --gene-sets s.gmt --seed 4 --device cpu --store s --no-report
         --resume"""
     )
     assert main(given.split()) == 0
@@ -183,6 +183,8 @@ def test_run_hands_over_what_was_given(asked, capsys):
         "task": ["timepoint"],
         "models": ["logistic", "my.py:Net"],
         "nulls": 30,
+        "halves": 4,
+        "gene_sets": Path("s.gmt"),
         "seed": 4,
         "device": "cpu",
         "store": Path("s"),
