@@ -213,11 +213,11 @@ class RunFindings:
 
 
 class CohortRun(Experiment):
-    """Evaluate models on held-out patients, rank genes against a null, audit the ranking
-    (la.experiment.run_cohort)."""
+    """Test what changed, evaluate models on held-out patients, rank genes against a null, audit the
+    rankings (la.experiment.run_cohort)."""
 
     name = "run"
-    short_help = "Evaluate, rank genes against a null, audit the ranking."
+    short_help = "What changed; models on held-out patients; rankings and checks."
     Config = RunConfig
 
     def params(self) -> dict:
