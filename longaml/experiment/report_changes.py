@@ -21,6 +21,11 @@ def _named_types(cell_types: pd.Series) -> pd.Series:
     return cell_types.replace({ALL: "any cell type"})
 
 
+def _shown(ordered: pd.DataFrame, n: int, least: int) -> pd.DataFrame:
+    "The first rows of an ordered table: those with q < 0.1, and some whatever their q."
+    return ordered[(ordered["q_value"] < 0.1) | (np.arange(len(ordered)) < least)].head(n)
+
+
 def _effect(row) -> str:
     "A log2 fold change with its 95% interval, where it has one."
     text = f"{row.log2_fold_change:+.2f}"
@@ -56,11 +61,12 @@ def changed_genes(
     tests: pd.DataFrame,  # `de.csv`
     contrast: str,  # such as "REL_vs_DX"
     *,
-    n: int = 15,  # rows
+    n: int = 15,  # rows at most
+    least: int = 5,  # rows that are shown whatever their q
 ) -> pd.DataFrame:  # gene, cell type; log2 fold change, patients the same way, q, as text
-    "The first genes of a contrast over all cell types, each where it changes most clearly."
+    "Genes of a contrast at 10% FDR, each where it changes most clearly, and the first whatever q."
     t = tests[tests["contrast"] == check_choice(contrast, tests["contrast"].unique(), "contrast")]
-    top = clearest(t).head(n).reset_index()
+    top = _shown(clearest(t).reset_index(), n, least)
     same = [
         "–" if np.isnan(r.n_same_direction) else f"{int(r.n_same_direction)} of {r.n_patients}"
         for r in top.itertuples()
@@ -81,12 +87,14 @@ def changed_sets(
     sets: pd.DataFrame,  # `gene_sets.csv`
     contrast: str,  # such as "REL_vs_DX"
     *,
-    n: int = 10,  # rows
-) -> pd.DataFrame:  # gene set, cell type; genes, direction, mean log2 fold change, q, as text
-    "The first gene sets of a contrast, each in the cell type where it changes most clearly."
+    n: int = 10,  # rows at most
+    least: int = 3,  # rows that are shown whatever their q
+) -> pd.DataFrame:  # gene set, cell type; genes, mean log2 fold change, q, as text
+    "Gene sets of a contrast at 10% FDR, each in its clearest cell type, and the first whatever q."
     t = sets[sets["contrast"] == check_choice(contrast, sets["contrast"].unique(), "contrast")]
     own = t[t["cell_type"] != ALL] if t["cell_type"].nunique() > 1 else t
-    top = own.sort_values("p_value", kind="stable").drop_duplicates("gene_set").head(n)
+    every = own.sort_values("p_value", kind="stable").drop_duplicates("gene_set")
+    top = _shown(every, n, least)
     table = pd.DataFrame(
         {
             "gene set": top["gene_set"],

@@ -406,7 +406,7 @@ def tasks_of(
 
 def inputs_of(
     run: dict,  # the manifest, from `read_run`
-) -> list[str]:
+) -> list[str]:  # the cohort first, then gene sets, where there are some
     "The names of the files that a run read."
     return [Path(i["path"]).name or i["path"] for i in run["inputs"]]
 
@@ -430,6 +430,8 @@ def references(
         used += ["balanced", "sam", "permutation", "bh", "nogueira", "tmm"]
     if "timepoint" in tasks and networks:
         used.append("gradients")
+    if len(run["inputs"]) > 1:
+        used.append("camera")
     if any("gse235063" in name.lower() for name in inputs_of(run)):
         used.append("gse235063")
     models = specs_of(run["params"]["models"]) if "timepoint" in tasks else networks
@@ -456,6 +458,8 @@ def methods(
         .render(
             run=run,
             inputs=inputs_of(run),
+            gene_sets="gene_sets" in tables,
+            composition="abundance" in tables,
             cohort=None if whole is None else visits_of(whole),
             tasks=tasks,
             models=models,
