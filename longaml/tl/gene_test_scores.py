@@ -47,9 +47,9 @@ def any_cell_type(
 class GeneTestScorer:
     """Scores of genes under assignments of samples: z-scores of a change in any cell type.
 
-    Library sizes and precision weights are those of the cohort as observed; patients' variances,
-    their prior and the coefficients are fitted again. Patients with one of the two visits have
-    nothing to exchange and would keep the true change: they are left out.
+    Library sizes, precision weights and the prior of variances are those of the cohort as observed;
+    each gene's variances and coefficients are fitted again. Patients with one of the two visits
+    have nothing to exchange and would keep the true change: they are left out.
     """
 
     def __init__(
