@@ -406,9 +406,10 @@ def tasks_of(
 
 def inputs_of(
     run: dict,  # the manifest, from `read_run`
-) -> list[str]:  # the cohort first, then gene sets, where there are some
-    "The names of the files that a run read."
-    return [Path(i["path"]).name or i["path"] for i in run["inputs"]]
+) -> list[str]:
+    "The names of the files that a run read, gene sets left out."
+    names = [Path(i["path"]).name or i["path"] for i in run["inputs"]]
+    return [n for n in names if n != run["params"].get("gene_sets")]
 
 
 def _networks(run: dict) -> list[ModelSpec]:
@@ -430,7 +431,7 @@ def references(
         used += ["balanced", "sam", "permutation", "bh", "nogueira", "tmm"]
     if "timepoint" in tasks and networks:
         used.append("gradients")
-    if len(run["inputs"]) > 1:
+    if "gene_sets" in run["params"]:
         used.append("camera")
     if any("gse235063" in name.lower() for name in inputs_of(run)):
         used.append("gse235063")
@@ -458,7 +459,7 @@ def methods(
         .render(
             run=run,
             inputs=inputs_of(run),
-            gene_sets="gene_sets" in tables,
+            gene_sets=params.get("gene_sets"),
             composition="abundance" in tables,
             cohort=None if whole is None else visits_of(whole),
             tasks=tasks,

@@ -253,6 +253,7 @@ class CohortRun(Experiment):
             "device": config.device,
             **({"networks": how} if any(s.network for s in specs) else {}),
             **({"own": own} if own else {}),
+            **({"gene_sets": config.gene_sets.name} if config.gene_sets else {}),
             "read": config.read,
         }
 
