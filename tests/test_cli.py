@@ -166,8 +166,8 @@ def test_wrong_options(args, said, capsys, tmp_path, monkeypatch, asked):
 def test_run_hands_over_what_was_given(asked, capsys):
     given = (
         "run c.h5ad --out o --patient-key p --timepoint-key t --timepoints A,B --cell-type-key l "
-        """--models logistic,my.py:Net --nulls 30 --halves 4 --gene-sets s.gmt --seed 4 --device cpu --store s --no-report
-        --resume"""
+        """--models logistic,my.py:Net --nulls 30 --halves 4 --gene-sets s.gmt --seed 4
+        --device cpu --store s --no-report --resume"""
     )
     assert main(given.split()) == 0
     read = {
