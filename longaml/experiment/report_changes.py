@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import ALL, check_choice
+from .report_tables import in_words
 from ..tl.gene_test_summary import clearest
 
 # %% ../../nbs/experiment/723_report_changes.ipynb #25bd9502
@@ -24,6 +25,14 @@ def _named_types(cell_types: pd.Series) -> pd.Series:
 def _shown(ordered: pd.DataFrame, n: int, least: int) -> pd.DataFrame:
     "The first rows of an ordered table: those with q < 0.1, and some whatever their q."
     return ordered[(ordered["q_value"] < 0.1) | (np.arange(len(ordered)) < least)].head(n)
+
+
+def _same_way(rows: pd.DataFrame) -> list[str]:
+    "How many patients with both visits change in the direction of the effect."
+    return [
+        "–" if np.isnan(r.n_same_direction) else f"{int(r.n_same_direction)} of {r.n_patients:.0f}"
+        for r in rows.itertuples()
+    ]
 
 
 def _effect(row) -> str:
@@ -52,7 +61,7 @@ def change_table(
     columns = ["contrast", "cell type", "patients, both visits", "genes tested", "up", "down"]
     named = "first, with log2 fold change"
     table = pd.DataFrame(rows, columns=[*columns, named])
-    table["contrast"] = table["contrast"].str.replace("_vs_", " against ")
+    table["contrast"] = table["contrast"].map(in_words)
     table["cell type"] = _named_types(table["cell type"])
     return table.set_index(columns[:2])
 
@@ -67,16 +76,12 @@ def changed_genes(
     "Genes of a contrast at 10% FDR, each where it changes most clearly, and the first whatever q."
     t = tests[tests["contrast"] == check_choice(contrast, tests["contrast"].unique(), "contrast")]
     top = _shown(clearest(t).reset_index(), n, least)
-    same = [
-        "–" if np.isnan(r.n_same_direction) else f"{int(r.n_same_direction)} of {r.n_patients}"
-        for r in top.itertuples()
-    ]
     table = pd.DataFrame(
         {
             "gene": top["gene"],
             "cell type": _named_types(top["cell_type"]),
             "log2 fold change [95% interval]": [_effect(r) for r in top.itertuples()],
-            "patients the same way": same,
+            "patients the same way": _same_way(top),
             "q": [f"{q:.2g}" for q in top["q_value"]],
         }
     )
@@ -92,9 +97,7 @@ def changed_sets(
 ) -> pd.DataFrame:  # gene set, cell type; genes, mean log2 fold change, q, as text
     "Gene sets of a contrast at 10% FDR, each in its clearest cell type, and the first whatever q."
     t = sets[sets["contrast"] == check_choice(contrast, sets["contrast"].unique(), "contrast")]
-    own = t[t["cell_type"] != ALL] if t["cell_type"].nunique() > 1 else t
-    every = own.sort_values("p_value", kind="stable").drop_duplicates("gene_set")
-    top = _shown(every, n, least)
+    top = _shown(clearest(t, "gene_set").reset_index(), n, least)
     table = pd.DataFrame(
         {
             "gene set": top["gene_set"],
@@ -116,16 +119,14 @@ def composition_table(
     t = composition
     table = pd.DataFrame(
         {
-            "contrast": t["contrast"].str.replace("_vs_", " against "),
+            "contrast": t["contrast"].map(in_words),
             "cell type": t["cell_type"],
             "share before": [f"{x:.1%}" for x in t["mean_share_before"]],
             "after": [f"{x:.1%}" for x in t["mean_share_after"]],
             "log2 ratio [95% interval]": [
                 f"{r.effect:+.2f} [{r.ci_low:+.2f}, {r.ci_high:+.2f}]" for r in t.itertuples()
             ],
-            "patients the same way": [
-                f"{int(r.n_same_direction)} of {int(r.n_patients)}" for r in t.itertuples()
-            ],
+            "patients the same way": _same_way(t),
             "q": [f"{q:.2g}" for q in t["q_value"]],
         }
     )

@@ -461,6 +461,7 @@ def methods(
             inputs=inputs_of(run),
             gene_sets=params.get("gene_sets"),
             composition="abundance" in tables,
+            tested=specs_of(["paired_de"]) if "de" in tables else [],
             cohort=None if whole is None else visits_of(whole),
             tasks=tasks,
             models=models,

@@ -81,9 +81,8 @@ def gene_times(
 ) -> pd.DataFrame:  # genes x (patient, timepoint)
     """Genes over time in every patient, as log2 change against the patient's mean over visits.
 
-    Of counts per million, where there are counts.
-
-    Within cell types that were seen at least twice, weighted by cells.
+    Of counts per million, where there are counts; within cell types that were seen at least twice,
+    weighted by cells.
     """
     genes = list(genes)
     obs = bulk.obs.reset_index(drop=True)

@@ -151,7 +151,7 @@ def with_any_cell_type(
 def information_of(
     parts: Iterable[CellTypeTests],  # of one contrast
 ) -> dict[str, float]:  # cell type -> weight
-    "How much each cell type says of the contrast."
+    "The information of each cell type on the contrast."
     return {p.cell_type: information(p.contrasts[0].tests.standard_error) for p in parts}
 
 

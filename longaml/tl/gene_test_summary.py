@@ -189,12 +189,13 @@ def _gene_text(row: Any) -> str:
 
 
 def clearest(
-    table: pd.DataFrame,  # from la.tl.de: one contrast
+    table: pd.DataFrame,  # from la.tl.de, or la.tl.enrich: one contrast
+    key: str = "gene",  # or "gene_set"
 ) -> pd.DataFrame:  # by gene: its row with the smallest p of a cell type
-    "Each gene in the cell type in which it changes most clearly."
+    "Each gene (or set) in the cell type in which it changes most clearly."
     types = table["cell_type"].unique()
     own = table[table["cell_type"] != ALL] if len(types) > 1 else table
-    return own.sort_values("p_value", kind="stable").drop_duplicates("gene").set_index("gene")
+    return own.sort_values("p_value", kind="stable").drop_duplicates(key).set_index(key)
 
 
 def _tested_line(place: str, table: pd.DataFrame, shown: pd.DataFrame | None = None) -> str:

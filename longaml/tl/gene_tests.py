@@ -467,7 +467,7 @@ def de(
     the interval then always are; "parametric" is limma's moderated t without a trend. With "gene"
     variances are not moderated. Rows `all` combine the cell types: the mean effect by inverse
     variance, without an interval because cell types share patients, and p-values for a change in
-    any of them (Cauchy), each cell type with the weight of what it knows.
+    any of them (Cauchy), each cell type weighted by its `information`.
     q-values are of each table (Benjamini and Hochberg, 1995); `q_value_overall` of all cell types
     of a contrast together.
     """

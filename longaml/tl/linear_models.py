@@ -183,6 +183,6 @@ def cauchy_combination(
 def information(
     standard_errors: np.ndarray,  # (genes,) of a contrast in a cell type
 ) -> float:
-    "How much a cell type says of a contrast: 1 / standard error squared, of the median gene."
+    "Information of a cell type on a contrast: 1 / standard error squared, of the median gene."
     known = np.asarray(standard_errors)[np.isfinite(standard_errors)]
     return float(np.median(known) ** -2) if len(known) else 1.0
