@@ -2,6 +2,7 @@
 file in one worker.
 """
 
+import compileall
 import os
 from pathlib import Path
 
@@ -23,6 +24,12 @@ if DATA.is_dir():
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_configure(config):
+    "Compile the package once: copies of it take the compiled modules along."
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(ROOT / "longaml", quiet=1)
 
 
 @pytest.hookimpl(optionalhook=True)

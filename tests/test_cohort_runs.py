@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from PIL import Image
-from tools import ROOT, python
+from tools import ROOT, python, python_code
 
 import longaml as la
 from longaml.cli import main
@@ -132,9 +132,7 @@ def finished(cohort, tmp_path_factory):
     """A whole run, made by the command in a process of its own: (its folder, standard output,
     standard error)."""
     out = tmp_path_factory.mktemp("finished") / "out"
-    done = python(
-        "-c", CODE, "run", cohort, "--out", out, *"--nulls 6 --halves 4".split(), cwd=ROOT
-    )
+    done = python_code(CODE, "run", cohort, "--out", out, *"--nulls 6 --halves 4".split(), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return out, done.stdout, done.stderr
 
@@ -598,7 +596,7 @@ RANK = "steps/rank/REL_vs_DX/logistic"
 def test_killed_and_resumed(victim, nth, cohort, quick, tmp_path):
     out = tmp_path / "out"
     args = ["run", cohort, "--out", out, *QUICK]
-    killed = python("-c", KILLED, victim, nth, out, *args, cwd=ROOT)
+    killed = python_code(KILLED, victim, nth, out, *args, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     whole = files(quick)
     for part in out.rglob(".*.part"):
@@ -622,7 +620,7 @@ def test_killed_and_resumed(victim, nth, cohort, quick, tmp_path):
 )
 def test_a_network_killed_and_resumed(victim, cohort, network, tmp_path):
     out = tmp_path / "out"
-    killed = python("-c", KILLED, victim, 1, out, "run", cohort, "--out", out, *NETWORK, cwd=ROOT)
+    killed = python_code(KILLED, victim, 1, out, "run", cohort, "--out", out, *NETWORK, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert victim not in map(bare, files(out))
     succeed("run", cohort, "--out", out, *NETWORK, "--resume")

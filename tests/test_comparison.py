@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from tools import ROOT, python
+from tools import ROOT, python_code
 
 from longaml.datasets.cohort import simulate_cohort
 from longaml.datasets.writers import write_geo
@@ -191,7 +191,7 @@ def test_killed_and_repeated(n, finished, cohort, tmp_path):
     """SIGKILL while the n-th piece is put in its place: those before are kept with their seconds,
     and the table is that of an uninterrupted call."""
     out = tmp_path / "out"
-    killed = python("-c", KILLED, cohort, out, n, cwd=ROOT)
+    killed = python_code(KILLED, cohort, out, n, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     left = {
         k: v for k, v in files(out).items() if k.startswith("steps/") and not k.endswith(".part")

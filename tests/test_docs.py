@@ -15,7 +15,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tools import ROOT, copy_tree, notebooks, python
+from tools import ROOT, copy_tree, notebooks, python_code
 
 PROC = """
 import os
@@ -86,7 +86,7 @@ def with_page_names(text, pages):
 
 def build(top):
     "Make the site of a copy of the repository: the folder of pages."
-    done = python("-c", PROC, cwd=top, timeout=600)
+    done = python_code(PROC, cwd=top, timeout=600)
     proc = top / "_proc"
     made = {p.relative_to(proc).as_posix() for p in proc.rglob("*.ipynb")}
     assert done.returncode == 0 and made == set(notebooks(top)), (

@@ -1,24 +1,10 @@
 """Every notebook runs from top to bottom, as nbdev_test runs it, and leaves the repository as it
 was.
-
-Importing PyTorch and scanpy takes seconds, most notebooks less: one process imports them and is
-forked for each notebook. The project itself is imported anew.
 """
 
-import multiprocessing
-from dataclasses import dataclass
-
+import forked
 import pytest
-from notebook_process import PRELOADED, execute
 from tools import changed, copy_tree, environment, notebooks, snapshot
-
-
-@dataclass
-class Done:
-    "How a notebook ended."
-
-    returncode: int  # 0: every cell ran
-    stderr: str
 
 
 def run_notebook(
@@ -29,17 +15,9 @@ def run_notebook(
     "Run a notebook in a process of its own, on a copy of the repository."
     top = copy_tree(folder / "longaml", **({"root": root} if root else {})).resolve()
     before = snapshot(top)
-    fork = multiprocessing.get_context("forkserver")
-    fork.set_forkserver_preload(PRELOADED)
-    said = folder / "stderr.txt"
-    process = fork.Process(target=execute, args=(nb, top, environment(top), said))
-    process.start()
     limit = 600 if nb.startswith("tutorials") else 300  # seconds
-    process.join(limit)
-    if process.is_alive():
-        process.kill()
-        pytest.fail(f"{nb} was stopped after {limit} seconds")
-    return Done(process.exitcode, said.read_text()), changed(before, snapshot(top))
+    done = forked.run_notebook(nb, top, environment(top), limit)
+    return done, changed(before, snapshot(top))
 
 
 # They train networks, draw cohorts or run commands, a quarter of a minute each and more. The

@@ -9,7 +9,7 @@ import nbformat
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-from tools import cells, changed, copy_tree, python, snapshot
+from tools import cells, changed, copy_tree, python_code, snapshot
 
 EXPORT = "from nbdev.doclinks import nbdev_export; nbdev_export()"
 COMMAND = "import sys; from longaml.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -40,7 +40,7 @@ def copy(tmp_path_factory):
     before = snapshot(top)
     for path, text in diffs().items():
         write_notebook(top / path, text)
-    done = python("-c", EXPORT, cwd=top)
+    done = python_code(EXPORT, cwd=top)
     assert done.returncode == 0, done.stderr
     modules = {"longaml/models/nearest_mean.py", "longaml/experiment/sizes.py"}
     touched = set(changed(before, snapshot(top)))
@@ -51,7 +51,7 @@ def copy(tmp_path_factory):
 
 def run(top: Path, *args: object) -> str:
     "What a command prints, run on the copy."
-    done = python("-c", COMMAND, *args, cwd=top)
+    done = python_code(COMMAND, *args, cwd=top)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -66,7 +66,7 @@ def test_a_model_is_one_notebook(copy):
         page.split()
     )
     code = "from longaml.models.contract import spec; print(spec('nearest_mean').label)"
-    assert python("-c", code, cwd=copy).stdout.strip() == "nearest mean profile"
+    assert python_code(code, cwd=copy).stdout.strip() == "nearest mean profile"
 
 
 def test_a_command_is_one_notebook(copy):
@@ -76,5 +76,5 @@ def test_a_command_is_one_notebook(copy):
     assert f"{len(table)} of {len(table)} samples have fewer than 10000 cells" in told
     assert (copy / "sizes/run.json").exists()
     assert "--least N" in run(copy, "sizes", "--help")
-    done = python("-c", COMMAND, "sizes", "cohort", "--out", "x", "--least", -1, cwd=copy)
+    done = python_code(COMMAND, "sizes", "cohort", "--out", "x", "--least", -1, cwd=copy)
     assert done.returncode == 2 and "--least" in done.stderr and not (copy / "x").exists()

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +24,7 @@ SKIP = {
     ".hypothesis",
     ".ruff_cache",
     ".quarto",
+    ".mypy_cache",
     ".device",
     "_proc",
     "_docs",
@@ -105,10 +107,14 @@ def copy_tree(
     to,  # folder to make
     root=ROOT,  # top of the repository
 ):  # the folder
-    "Copy what belongs to the repository: no environment, no caches, nothing built."
+    """Copy what belongs to the repository: no environment, nothing built, and of the caches only
+    the compiled modules of the package, which are good while their sources are unchanged.
+    """
+    package = Path(root, "longaml")
 
     def ignore(folder, names):
-        made = [n for n in names if n in SKIP or n.endswith((".egg-info", ".part"))]
+        drop = SKIP - {"__pycache__"} if Path(folder).is_relative_to(package) else SKIP
+        made = [n for n in names if n in drop or n.endswith((".egg-info", ".part"))]
         return [*made, "nbdev.yml"] if Path(folder).name == "nbs" else made
 
     shutil.copytree(root, to, ignore=ignore)
@@ -146,6 +152,19 @@ def environment(
     }
     drop = {"PYTEST_CURRENT_TEST", "IN_TEST"}  # nbdev exports nothing where IN_TEST is set
     return {k: v for k, v in os.environ.items() if k not in drop} | where | more
+
+
+def python_code(
+    code,  # Python code
+    *args,  # its arguments
+    cwd,  # folder to run in
+    timeout=300,  # seconds
+    **env,  # more environment variables
+) -> subprocess.CompletedProcess:
+    """Run code on a copy of the repository in a process that starts with PyTorch, scanpy and the
+    like imported.
+    """
+    return forked.run_code(code, *args, place=cwd, env=environment(cwd, **env), timeout=timeout)
 
 
 def python(

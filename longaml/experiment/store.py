@@ -391,9 +391,12 @@ class Run:
         self.manifest.begin()
         figure = getattr(figure, "figure", None) or figure
         path = self.out / "figures" / f"{name}.png"
-        how = {"dpi": dpi, "bbox_inches": "tight", "metadata": {"Software": None}}
+        how = {"dpi": dpi, "format": "png", "metadata": {"Software": None}}
         with atomic_path(path) as tmp:
-            figure.savefig(tmp, format="png", **how)
+            figure.savefig(tmp, **how)
+            needed, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+            if min(*needed.min, width - needed.x1, height - needed.y1) < 0:
+                figure.savefig(tmp, bbox_inches="tight", **how)  # a long name reaches outside
         plt.close(figure)
         return path
 
