@@ -739,38 +739,6 @@ def test_a_failing_cell_leaves_the_old_report(made, monkeypatch):
 # ---------------------------------------------------------------- real runs
 
 
-def test_a_real_run(tmp_path):
-    "A run of the sample, its report, and its numbers in the run's own words."
-    import longaml as la
-    from longaml.experiment.run import run_cohort
-
-    la.datasets.write_geo(
-        la.datasets.simulate_cohort(
-            "small",
-            seed=3,
-            n_patients=8,
-            n_genes=150,
-            n_drivers=8,
-            n_cells=120,
-            timepoints=("DX", "REL"),
-        ),
-        tmp_path / "cohort",
-    )
-    result = run_cohort(
-        tmp_path / "cohort", tmp_path / "out", models=["logistic", "paired_de"], nulls=4
-    )
-    assert report.report_or_say(tmp_path / "out").startswith("report: ")
-    text = " ".join("".join(Page((tmp_path / "out/report.html").read_text()).text).split())
-    t = report_tables.held_out(result["evaluation"]).set_index("model").loc["logistic"]
-    assert (
-        f"{t['mean']:.2f} [{t['mean_low']:.2f}, {t['mean_high']:.2f}]" in text
-        and f"{t['over_baseline']:+.2f} [" in text
-    )
-    for g in result["ranking"].query("model == 'logistic'")["gene"].head(15):
-        assert g in text
-    assert str(tmp_path) not in text
-
-
 @pytest.mark.slow
 def test_every_task_and_modules_inside(tmp_path):
     import longaml as la
