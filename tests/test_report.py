@@ -4,6 +4,7 @@ Tables are made by hand; the same run gives the same bytes."""
 
 import base64
 import json
+import os
 import re
 import shutil
 import sys
@@ -312,7 +313,14 @@ def test_notebook_is_executed_and_portable(made):
     assert not list(made.rglob("*.part")) and "%matplotlib inline" in code[0].source
 
 
+def kernels():
+    "Kernels that this process has started and that still run."
+    running = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return {pid for pid in running if "ipykernel" in Path(f"/proc/{pid}/cmdline").read_text()}
+
+
 def test_same_run_gives_the_same_bytes(made, tmp_path):
+    assert not kernels(), "a report leaves its kernel running"
     other = shutil.copytree(made, tmp_path / "elsewhere")
     before = {p.name: p.read_bytes() for p in made.iterdir() if p.is_file()}
     for p in other.glob("report.*"):

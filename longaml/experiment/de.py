@@ -123,6 +123,19 @@ class DEConfig(CohortFolder):
     min_count: Annotated[
         float, Option("A gene needs about this many counts in enough samples.", "N", least=0)
     ] = 10.0
+    factors: Annotated[
+        int,
+        Option(
+            "Latent factors of samples that the design takes along, where samples differ in many "
+            "genes at once.",
+            "N",
+            least=0,
+        ),
+    ] = 0
+    fdr: Annotated[
+        str,
+        Option("How q-values are made: bh (Benjamini and Hochberg) or storey.", "KIND"),
+    ] = "bh"
     permutations: Annotated[
         int,
         Option(
@@ -140,7 +153,13 @@ class DEConfig(CohortFolder):
     def options_of_tests(self) -> Any:  # TestOptions
         "How genes are tested."
         return tl.gene_tests.TestOptions(
-            self.moderation, self.random, self.min_count, self.min_cells, self.min_patients
+            self.moderation,
+            self.random,
+            self.min_count,
+            self.min_cells,
+            self.min_patients,
+            factors=self.factors,
+            fdr=self.fdr,
         )
 
 
@@ -195,6 +214,12 @@ class DE(Experiment):
                 "the downsampled test has no design; leave out design=... or method=...",
                 parameter="design",
             )
+        if config.method == "downsampled" and (config.factors or config.fdr != "bh"):
+            raise InputError(
+                "the downsampled test has neither latent factors nor another q-value; leave out "
+                "factors=... and fdr=..., or method=...",
+                parameter="factors" if config.factors else "fdr",
+            )
         if config.method == "downsampled" and config.gene_sets is not None:
             raise InputError(
                 "gene sets are tested by linear models; leave out gene_sets=... or method=...",
@@ -202,9 +227,9 @@ class DE(Experiment):
             )
         config.options_of_tests()  # an error for an unknown word
         tl.designs.variables_of(config.design or tl.gene_tests.DEFAULT_DESIGN)
-        names = "method design contrast moderation random min_count permutations".split()
+        names = "method design contrast moderation random min_count factors fdr permutations"
         how: dict[str, Any] = {"min_cells": int(cells), "min_patients": int(patients)}
-        return {**how, **{n: getattr(config, n) for n in names}, "read": config.read}
+        return {**how, **{n: getattr(config, n) for n in names.split()}, "read": config.read}
 
     def inputs(self) -> list[Path]:
         "The cohort, and the gene sets where there are some."
@@ -240,7 +265,8 @@ class DE(Experiment):
         config = self.config
         if input_kind(cohort) == "counts":
             return config.method or "linear"
-        if config.method == "linear" or config.design or config.gene_sets:
+        linear = config.method == "linear" or config.design or config.gene_sets
+        if linear or config.factors or config.fdr != "bh":
             raise InputError(
                 "this cohort was read from log-normalised values, and linear models with a design "
                 "need raw counts: read the count matrix (layer=...), or leave design and method "
@@ -275,6 +301,8 @@ class DE(Experiment):
                 min_cells=how.min_cells,
                 min_count=how.min_count,
                 min_patients=how.min_patients,
+                factors=how.factors,
+                fdr=how.fdr,
             )
             return {"table": found, "not_tested": [list(r) for r in found.attrs["not_tested"]]}
 
@@ -298,7 +326,8 @@ class DE(Experiment):
         how = self.config.options_of_tests()
         if self.config.gene_sets is None:
             return None
-        given = {k: getattr(how, k) for k in ("random", "min_cells", "min_count", "min_patients")}
+        names = "random min_cells min_count min_patients factors".split()
+        given = {k: getattr(how, k) for k in names}
         sets = self.config.gene_sets
         return run.step(
             "gene_sets", lambda: tl.enrich(data.bulk, sets, data.design, data.wanted, **given)

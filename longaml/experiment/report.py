@@ -225,7 +225,8 @@ def _executed(nb: nbformat.NotebookNode, folder: Path, timeout: int) -> nbformat
             record_timing=False,
             resources={"metadata": {"path": str(folder)}},
         )
-        client.execute(env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        client.execute(env=env, cleanup_kc=True, **quiet)  # the kernel ends here
     nb.metadata["language_info"] = {"name": "python"}
     for cell in nb.cells:
         if cell.cell_type == "code":

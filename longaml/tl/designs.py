@@ -9,7 +9,7 @@ __all__ = ['ns', 'RandomEffect', 'Design', 'variables_of', 'design_of_formula', 
 # %% ../../nbs/tl/313_designs.ipynb #design03
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,15 @@ class Design:
     def df(self) -> int:
         "Residual degrees of freedom of the fixed part."
         return len(self.matrix) - self.matrix.shape[1]
+
+    def with_columns(
+        self,
+        columns: np.ndarray,  # (samples, columns)
+        names: list[str],  # of the columns
+    ) -> "Design":
+        "The design with more coefficients behind its own."
+        matrix = np.column_stack([self.matrix, columns])
+        return replace(self, matrix=matrix, names=[*self.names, *names])
 
     def leverages(self) -> np.ndarray:  # (samples,)
         "How much a sample determines its own fit, between 0 and 1, with random effects as blocks."
@@ -290,7 +299,7 @@ def _between_levels(design: Design, variable: str, pair: Sequence[str]) -> np.nd
         )
         made = design.spec.get_model_matrix(changed, context={"ns": ns})
         rows.append(np.asarray(made, dtype=np.float64).mean(0))
-    return rows[0] - rows[1]
+    return np.pad(rows[0] - rows[1], (0, len(design.names) - len(rows[0])))  # added columns: 0
 
 
 def contrast_of(

@@ -414,6 +414,7 @@ def enrich(
     min_cells: int = 20,  # a sample with fewer cells of a cell type is missing there
     min_count: float = 10.0,  # counts of a gene in enough samples, see `expressed_genes`
     min_patients: int = 3,  # a cell type with fewer is not tested
+    factors: int = 0,  # latent factors of samples that the design takes along, see `de`
 ) -> pd.DataFrame:  # a row per contrast, cell type and set; `.attrs["not_tested"]` says what is not
     """Gene sets that change between samples, with the designs, patients and contrasts of `de`.
 
@@ -429,7 +430,7 @@ def enrich(
     statistic as large: a check, whose null is that no gene changes, and at least 1 / (n + 1).
     """
     options = SetOptions(method, correlation, min_genes, max_genes)
-    how = TestOptions("free", random, min_count, min_cells, min_patients)
+    how = TestOptions("free", random, min_count, min_cells, min_patients, factors=factors)
     sets = check_gene_sets(gene_sets, data.var_names)
     bulk = design_bulk(data, design, how)
     found, not_tested = _set_tables(bulk, sets, (design, contrast), options, how)

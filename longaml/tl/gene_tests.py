@@ -9,6 +9,7 @@ __all__ = ['DEFAULT_DESIGN', 'COLUMNS', 'TestOptions', 'GeneFit', 'fit_values', 
 # %% ../../nbs/tl/316_gene_tests.ipynb #gene_t03
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,8 @@ from longaml.tl.normalization import (
     expressed_genes,
     undownsampled,
 )
-from .precision_weights import Precision, voom, weights_across, weights_within
+from .permutation import q_values
+from .precision_weights import Precision, latent_factors, weights_for
 from .variance_priors import fit_free_prior, fit_variance_prior
 
 # %% ../../nbs/tl/316_gene_tests.ipynb #gene_t06
@@ -96,8 +98,13 @@ class TestOptions:
     min_cells: int = 20  # of a sample and cell type
     min_patients: int = 3  # with fewer, a cell type is not tested
     correlation_genes: int | None = None  # that the correlation is taken from; None: all
+    factors: int = 0  # latent factors of samples in the design
+    fdr: str = "bh"  # how q-values are made: "bh" or "storey"
 
     def __post_init__(self) -> None:
+        check_choice(self.fdr, ("bh", "storey"), "fdr")
+        if self.factors < 0:
+            raise InputError(f"factors is {self.factors}; 0 is none", parameter="factors")
         check_choice(self.moderation, ("free", "trend", "parametric"), "moderation")
         check_choice(self.random, ("auto", "shrunken", "consensus", "gene"), "random")
         if self.random == "shrunken" and self.moderation != "free":
@@ -180,7 +187,6 @@ def fit_genes(
     how: TestOptions,  # how genes are tested
 ) -> GeneFit:
     "Weights, correlation and coefficients of every expressed gene."
-    random = how.random_in(design)
     whole = counts.sum(1)
     genes = expressed_genes(counts, whole, leverages=design.leverages(), min_count=how.min_count)
     if genes.sum() < 10:
@@ -191,12 +197,13 @@ def fit_genes(
         )
     x = counts[:, genes]
     sizes = effective_sizes(x)  # of genes with counts enough: ratios of few counts follow the depth
-    if random in ("shrunken", "consensus"):
-        codes, most = design.random[0].codes, how.correlation_genes
-        weigh = weights_within if random == "shrunken" else weights_across
-        precision = weigh(x, sizes, design.matrix, codes, most=most)
-    else:
-        precision = voom(x, sizes, design.matrix)
+    blocks = [effect.codes for effect in design.random]
+    weigh = partial(weights_for, how.random_in(design), x, sizes)
+    precision = weigh(design.matrix, blocks, most=how.correlation_genes)
+    if how.factors:
+        factors = latent_factors(precision.log_cpm, design.matrix, blocks, how.factors)
+        design = design.with_columns(factors, [f"factor{i + 1}" for i in range(how.factors)])
+        precision = weigh(design.matrix, blocks, most=how.correlation_genes)
     return fit_values(precision, genes, design, how)
 
 
@@ -260,7 +267,6 @@ def _over_cell_types(tables: pd.DataFrame) -> pd.DataFrame:
                 "statistic": stats.norm.isf(combined / 2) * np.sign(mean.to_numpy()),
                 "df": np.nan,
                 "p_value": combined,
-                "q_value": stats.false_discovery_control(combined),
                 "mean_expression": by_gene["mean_expression"].mean().to_numpy(),
                 "n_patients": by_gene["n_patients"].max().to_numpy(),
                 "n_same_direction": np.nan,
@@ -399,7 +405,6 @@ def _table(part: CellTypeTests, one: GeneContrast) -> pd.DataFrame:
             "statistic": tests.statistic,
             "df": tests.df,
             "p_value": tests.p_value,
-            "q_value": stats.false_discovery_control(tests.p_value),
             "mean_expression": fit.precision.log_cpm.mean(0),
             "n_patients": len(changes) if len(changes) else obs[PATIENT].nunique(),
             "n_same_direction": same if len(changes) else np.nan,
@@ -407,9 +412,16 @@ def _table(part: CellTypeTests, one: GeneContrast) -> pd.DataFrame:
     )
 
 
+def _q_within(table: pd.DataFrame, keys: list[str], fdr: str) -> pd.Series:
+    "q-values of the rows that share the keys."
+    groups = table.groupby(keys, sort=False)["p_value"]
+    return groups.transform(lambda p: q_values(p.to_numpy(), fdr))
+
+
 def tests_table(
     parts: Iterable[CellTypeTests],  # from `fit_cell_types`
     contrasts: Sequence[str],  # names, in the order of the table
+    fdr: str = "bh",  # how q-values are made
 ) -> pd.DataFrame | None:  # the columns of `de`; None where nothing was tested
     "Tests of all cell types in one table, with `all` where there are several, best genes first."
     tables = []
@@ -419,15 +431,13 @@ def tests_table(
         tables += [_table(part, one) for one in part.contrasts]
     if not tables:
         return None
-    found = pd.concat(tables, ignore_index=True)[COLUMNS]
-    overall = [
-        pd.Series(stats.false_discovery_control(t["p_value"]), t.index)
-        for _, t in found.groupby("contrast", sort=False)
-    ]
-    found["q_value_overall"] = pd.concat(overall)
+    columns = [*COLUMNS, "q_value_overall"]
+    found = pd.concat(tables, ignore_index=True).reindex(columns=columns)
+    found["q_value_overall"] = _q_within(found, ["contrast"], fdr)
     if found["cell_type"].nunique() > 1:
         every = _over_cell_types(found)
-        found = pd.concat([every, found], ignore_index=True)
+        found = pd.concat([every, found], ignore_index=True)[columns]
+    found["q_value"] = _q_within(found, ["contrast", "cell_type"], fdr)
     places = {"contrast": list(contrasts), "cell_type": list(found["cell_type"].unique())}
     found = found.sort_values(
         ["contrast", "cell_type", "p_value"],
@@ -449,6 +459,8 @@ def de(
     min_cells: int = 20,  # a sample with fewer cells of a cell type is missing there
     min_count: float = 10.0,  # counts of a gene in enough samples, see `expressed_genes`
     min_patients: int = 3,  # a cell type with fewer is not tested
+    factors: int = 0,  # latent factors of samples that the design takes along, see below
+    fdr: str = "bh",  # how q-values are made: "bh" or "storey", see la.tl.permutation.q_values
 ) -> (
     pd.DataFrame
 ):  # a row per contrast, cell type and gene; `.attrs["not_tested"]` says what is not
@@ -469,15 +481,18 @@ def de(
     variance, without an interval because cell types share patients, and p-values for a change in
     any of them (Cauchy), each cell type weighted by its `information`.
     q-values are of each table (Benjamini and Hochberg, 1995); `q_value_overall` of all cell types
-    of a contrast together.
+    of a contrast together. Latent factors are found in each cell type, where sample effects move
+    many genes together (Wang et al., 2017): they cost a degree of freedom each, and no number of
+    them is right for every cohort, so there are none unless asked for.
     """
-    how = TestOptions(moderation, random, min_count, min_cells, min_patients)
+    tested = (moderation, random, min_count, min_cells, min_patients)
+    how = TestOptions(*tested, factors=factors, fdr=fdr)
     bulk = design_bulk(data, design, how)
     left = NotTested()
     parts = fit_cell_types(bulk, design, contrast, how, left)
     asked = [one.name for one in comparisons_of(contrast, timepoints_of(bulk))]
     every = progress(parts, "differential expression", bulk.obs[CELL_TYPE].nunique())
-    found = tests_table(every, asked)
+    found = tests_table(every, asked, fdr)
     if found is None:
         raise left.reason()
     found.attrs |= {"design": design, "not_tested": left.rows}

@@ -345,9 +345,20 @@ def pooled_by_gene(
 
 def q_values(
     p: ArrayLike,  # (genes,) p-values
+    fdr: str = "bh",  # "bh" (Benjamini and Hochberg, 1995) or "storey"
 ) -> np.ndarray:  # (genes,)
-    "p-values adjusted for the false discovery rate (Benjamini and Hochberg, 1995)."
-    return stats.false_discovery_control(p)
+    """p-values adjusted for the false discovery rate.
+
+    "bh" holds it whatever the share of genes that change. "storey" estimates the share of those
+    that do not by the p-values above 0.5 (Storey, Taylor and Siegmund, 2004) and gives more where
+    many change; where genes are correlated the estimate varies, and the error rate with it.
+    """
+    check_choice(fdr, ("bh", "storey"), "fdr")
+    q = stats.false_discovery_control(p)
+    if fdr == "bh" or not len(q):
+        return q
+    unchanged = (1 + (np.asarray(p) > 0.5).sum()) / (0.5 * len(q))
+    return np.minimum(unchanged, 1) * q
 
 
 def two_sided_z(
