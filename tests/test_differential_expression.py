@@ -13,7 +13,7 @@ from longaml.cli import main
 from longaml.experiment.de import run_de
 from longaml.tl import gene_tests
 from longaml.tl.expression import de_table
-from longaml.tl.gene_test_checks import exchanges_of, least_excess
+from longaml.tl.gene_test_checks import exchanges_of, gene_test_stability, least_excess
 
 COLUMNS = (
     "contrast cell_type gene log2_fold_change standard_error ci_low ci_high statistic df p_value "
@@ -93,6 +93,9 @@ def test_contrasts_may_be_given_several_times(pigs, tmp_path):
         (["--design", "~ pig + hour + line"], "cannot be estimated: "),
         (["--design", "~ hour", "--method", "downsampled"], "leave out --design FORMULA"),
         (["--method", "paired"], "--method is 'paired'; expected one of: linear, downsampled"),
+        (["--method", "downsampled", "--factors", "1"], "--factors and fdr are of linear models"),
+        (["--fdr", "by"], "--fdr is 'by'; expected one of: bh, storey"),
+        (["--factors", "12"], "--factors is 12, and the design leaves"),
         (
             ["--contrast", "lineL", "--method", "downsampled"],
             "--contrast is lineL; the downsampled",
@@ -224,6 +227,38 @@ def test_gene_sets_go_through_the_same_design(pigs, tmp_path, capsys):
     planted_sets(tmp_path, ("RISE", "NAMED ANEW"))
     assert main([*words, "--out", str(out), "--resume"]) == 2
     assert "checksum of the input" in capsys.readouterr().err
+
+
+def test_factors_and_q_values_are_those_of_the_function(tmp_path):
+    "The table, its stability over half-cohorts and its gene sets are all made with the factors."
+    cohort = la.datasets.simulate_cohort("small", seed=2, n_patients=9, n_genes=150, n_drivers=10)
+    la.pp.save_cohort(cohort, tmp_path / "cohort.h5ad")
+    pair, how = ("REL", "DX"), {"factors": 1, "fdr": "storey"}
+    sets = {"first": list(cohort.var_names[:30]), "last": list(cohort.var_names[-30:])}
+    gmt = tmp_path / "sets.gmt"
+    gmt.write_text("".join("\t".join([k, "", *v]) + "\n" for k, v in sets.items()))
+    words = "--contrast REL,DX --permutations 2 --factors 1 --fdr storey --gene-sets".split()
+    given = ["de", str(tmp_path / "cohort.h5ad"), *words, str(gmt), "--out", str(tmp_path / "out")]
+    assert main(given) == 0
+    read = pd.read_csv(tmp_path / "out/de.csv")
+    table = la.tl.de(cohort, contrast=[pair], **how)
+    numbers = table.select_dtypes("number").columns
+    np.testing.assert_allclose(read[numbers], table[numbers], rtol=1e-6)
+    plain = la.tl.de(cohort, contrast=[pair])
+    both = table.merge(plain, on=["cell_type", "gene"], suffixes=("", "_plain"))
+    assert not np.allclose(both["statistic"], both["statistic_plain"], rtol=0.01)
+    found = la.tl.enrich(cohort, sets, contrast=[pair], factors=1)
+    sets_read = pd.read_csv(tmp_path / "out/gene_sets.csv")
+    np.testing.assert_allclose(sets_read["p_value"], found["p_value"], rtol=1e-6)
+    bulk = gene_tests.design_bulk(cohort, gene_tests.DEFAULT_DESIGN, gene_tests.TestOptions())
+    stable = [
+        gene_test_stability(
+            bulk, gene_tests.DEFAULT_DESIGN, pair, gene_tests.TestOptions(factors=k), k=20, n=3
+        )
+        for k in (0, 1)
+    ]
+    index = [one.set_index("cell_type")["index"] for one in stable]
+    assert index[0]["all"] != index[1]["all"]
 
 
 def test_gene_sets_that_cannot_be_tested(pigs, tmp_path, capsys):

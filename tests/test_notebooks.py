@@ -57,7 +57,10 @@ SLOW = {
 
 @pytest.mark.parametrize(
     "nb",
-    [pytest.param(nb, marks=[pytest.mark.slow] if nb in SLOW else []) for nb in notebooks()],
+    [
+        pytest.param(nb, marks=[pytest.mark.slow] if nb in SLOW else [])
+        for nb in sorted(notebooks(), key=lambda nb: not nb.startswith("tutorials"))
+    ],  # the longest first, so that both workers end at about the same time
 )
 def test_notebook_runs(nb, tmp_path):
     done, wrote = run_notebook(nb, tmp_path)

@@ -216,8 +216,8 @@ class DE(Experiment):
             )
         if config.method == "downsampled" and (config.factors or config.fdr != "bh"):
             raise InputError(
-                "the downsampled test has neither latent factors nor another q-value; leave out "
-                "factors=... and fdr=..., or method=...",
+                "factors and fdr are of linear models; leave out factors=... and fdr=..., or "
+                "method=...",
                 parameter="factors" if config.factors else "fdr",
             )
         if config.method == "downsampled" and config.gene_sets is not None:

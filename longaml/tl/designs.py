@@ -247,6 +247,14 @@ class Contrast:
     name: str
     weights: np.ndarray  # (combinations, coefficients)
 
+    def of(
+        self,
+        design: Design,  # with the coefficients of the contrast, and perhaps more behind them
+    ) -> "Contrast":
+        "The same contrast with weights of zero for added columns."
+        more = design.matrix.shape[1] - self.weights.shape[1]
+        return replace(self, weights=np.pad(self.weights, ((0, 0), (0, more))))
+
 
 def _combination(design: Design, text: str) -> np.ndarray:
     "Weights of `a - b + 0.5 * c`, names as formulaic or R write them."

@@ -48,6 +48,7 @@ from longaml.tl.gene_tests import (
 )
 from .linear_models import cauchy_combination, information
 from .permutation import Assignment, design_of, permute_samples
+from .precision_weights import with_factors
 from .ranking import nogueira
 
 # %% ../../nbs/tl/319_gene_test_checks.ipynb #gtchk006
@@ -259,8 +260,9 @@ def p_of_samples(
     whole = part.fit.precision
     some = replace(whole, log_cpm=whole.log_cpm[rows], weights=whole.weights[rows])
     known = None if part.fit.intercepts is None else part.fit.intercepts[1]
+    design = with_factors(design, some.log_cpm, how.factors)
     fit = fit_values(some, part.fit.genes, design, how, known)
-    return pd.Series(gene_tests(fit, contrast, how).p_value, part.genes)
+    return pd.Series(gene_tests(fit, contrast.of(design), how).p_value, part.genes)
 
 
 def _top(p: pd.Series, k: int) -> np.ndarray:

@@ -75,7 +75,7 @@ from longaml.tl.normalization import (
     undownsampled,
 )
 from .permutation import q_values
-from .precision_weights import Precision, latent_factors, weights_for
+from .precision_weights import Precision, weights_for, with_factors
 from .variance_priors import fit_free_prior, fit_variance_prior
 
 # %% ../../nbs/tl/316_gene_tests.ipynb #gene_t06
@@ -201,8 +201,7 @@ def fit_genes(
     weigh = partial(weights_for, how.random_in(design), x, sizes)
     precision = weigh(design.matrix, blocks, most=how.correlation_genes)
     if how.factors:
-        factors = latent_factors(precision.log_cpm, design.matrix, blocks, how.factors)
-        design = design.with_columns(factors, [f"factor{i + 1}" for i in range(how.factors)])
+        design = with_factors(design, precision.log_cpm, how.factors)
         precision = weigh(design.matrix, blocks, most=how.correlation_genes)
     return fit_values(precision, genes, design, how)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST_WITHIN', 'Precision', 'lowess_curve', 'voom', 'weights_across', 'weights_within', 'weights_for',
-           'latent_factors']
+           'latent_factors', 'with_factors']
 
 # %% ../../nbs/tl/315_precision_weights.ipynb #precis03
 import warnings
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core import InputError
+from .designs import Design
 from longaml.tl.linear_models import (
     consensus_correlation,
     correlation_root,
@@ -152,8 +153,8 @@ def latent_factors(
     left = len(log_cpm) - whole.shape[1]
     if k >= left:
         raise InputError(
-            f"{k} latent factors, and the design leaves {left} degrees of freedom of "
-            f"{len(log_cpm)} samples; ask for at most {max(left - 1, 0)}",
+            f"factors is {k}, and the design leaves {left} degrees of freedom of "
+            f"{len(log_cpm)} samples; at most {max(left - 1, 0)} can be found",
             parameter="factors",
         )
     coefficients = np.linalg.lstsq(whole, log_cpm, rcond=None)[0]
@@ -168,3 +169,15 @@ def latent_factors(
         effects = coefficients[j, varies] / spread[varies]
         factors = factors + design[:, [j]] * RLM(effects, loadings).fit().params
     return factors
+
+
+def with_factors(
+    design: Design,  # from `design_of_formula`
+    log_cpm: np.ndarray,  # (samples, genes)
+    k: int,  # factors; 0: none
+) -> Design:
+    "The design with latent factors of its samples as more coefficients."
+    if not k:
+        return design
+    factors = latent_factors(log_cpm, design.matrix, [e.codes for e in design.random], k)
+    return design.with_columns(factors, [f"factor{i + 1}" for i in range(k)])
