@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 PRELOADED = (
-    "nbdev.test nbformat nbclient nbconvert torch scanpy sklearn.pipeline seaborn "
-    "statsmodels.api formulaic typer rich.table jinja2 networkx matplotlib.pyplot"
+    "nbdev.test nbformat nbclient nbconvert filelock torch scanpy sklearn.pipeline seaborn "
+    "statsmodels.api formulaic typer rich.table jinja2 networkx matplotlib.pyplot "
+    "torch._dynamo"  # which the first optimiser imports
 ).split()
 
 

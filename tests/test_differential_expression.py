@@ -124,10 +124,16 @@ def test_values_without_counts_fall_back_with_a_note(tmp_path, capsys):
     de = pd.read_csv(out / "de.csv")
     assert list(de.columns) == COLUMNS
     assert de["standard_error"].isna().all() and de["q_value"].notna().all()
-    for more in (["--method", "linear"], ["--design", "~ hour + (1|pig)"]):
+    for more, named in (
+        (["--method", "linear"], "--method NAME"),
+        (["--design", "~ hour + (1|pig)"], "--design FORMULA"),
+        (["--factors", "1", "--fdr", "storey"], "--factors N and --fdr KIND"),
+    ):
         again = tmp_path / "again"
         assert main([*command[:-1], str(again), *more]) == 2
-        assert "need raw counts: read the count matrix (--layer NAME)" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "need raw counts: read the count matrix (--layer NAME)" in said
+        assert f"or leave out {named} for the paired test" in said
         assert not again.exists()
     assert main([*command[:-1], str(tmp_path / "asked"), "--method", "downsampled"]) == 0
     assert "no counts" not in capsys.readouterr().err

@@ -563,7 +563,8 @@ def test_later_steps_take_replicates():
 
 def test_a_whole_run_with_replicates(tmp_path):
     path = la.pp.save_cohort(la.pp.as_cohort(replicated()), tmp_path / "r.h5ad")
-    assert main(["de", str(path), "--min-cells", "5", "--out", str(tmp_path / "out")]) == 0
+    words = "--min-cells 5 --permutations 0 --out".split()
+    assert main(["de", str(path), *words, str(tmp_path / "out")]) == 0
     cover = pd.read_csv(tmp_path / "out" / "coverage.csv")
     assert (cover["patients"] == 6).all()
 
@@ -576,7 +577,8 @@ def test_guessed_columns_are_said_and_recorded(tmp_path, capsys):
     )
     a.write_h5ad(tmp_path / "mine.h5ad")
     out = tmp_path / "out"
-    assert main(["de", str(tmp_path / "mine.h5ad"), "--min-cells", "5", "--out", str(out)]) == 0
+    words = "--min-cells 5 --permutations 0 --out".split()
+    assert main(["de", str(tmp_path / "mine.h5ad"), *words, str(out)]) == 0
     said = capsys.readouterr().err
     assert "guessed by the names of columns: patient from column 'donor'" in said
     read = json.loads((out / "run.json").read_text())["read"]
@@ -627,7 +629,8 @@ def test_a_run_with_odd_names(tmp_path):
     a.obs["timepoint"] = a.obs["timepoint"].map({"DX": "-", "REL": "y" * 240})
     a.write_h5ad(tmp_path / "odd.h5ad")
     out = tmp_path / "out"
-    how = ["--timepoints", "-," + "y" * 240, "--min-cells", "5", "--out", str(out)]
+    how = ["--timepoints", "-," + "y" * 240, "--min-cells", "5", "--permutations", "2"]
+    how += ["--out", str(out)]
     assert main(["de", str(tmp_path / "odd.h5ad"), *how]) == 0
     assert len(list((out / "figures").glob("volcano-*.png"))) == 3
 

@@ -1,5 +1,6 @@
 "Run directories: kill points, damaged files, folders that must not be used."
 
+import ast
 import json
 import logging
 import os
@@ -517,9 +518,12 @@ def test_the_code_of_a_result_is_what_it_needs(tmp_path, monkeypatch):
     (package / "d.py").write_text("from longaml import tl\n")
     monkeypatch.setattr(store, "_package", lambda: package)
 
+    def forget():
+        for cached in (code_hash, store._needed, store._imported):
+            cached.cache_clear()
+
     def hashes():
-        code_hash.cache_clear()
-        store._needed.cache_clear()
+        forget()
         return {m: code_hash(f"longaml.{m}") for m in ("core", "tl.a", "tl.b", "tl.c", "d")}
 
     before = hashes()
@@ -530,5 +534,34 @@ def test_the_code_of_a_result_is_what_it_needs(tmp_path, monkeypatch):
     after = hashes()
     assert {m for m in before if before[m] != after[m]} == {"core", "tl.a", "tl.b", "d"}
     monkeypatch.undo()
-    code_hash.cache_clear()
-    store._needed.cache_clear()
+    forget()
+
+
+def parsed_imports(module, path):
+    "What the modules of longaml import, by Python's own parser."
+    import longaml.experiment.store as store
+
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: -node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            inner = {f"{base}.{a.name}" for a in node.names}
+            named = {m for m in inner if store._source(m)}
+            found |= named if base == "longaml" or named else {base}
+    return {m for m in found if store._source(m)}
+
+
+def test_imports_are_read_as_python_reads_them():
+    import longaml.experiment.store as store
+
+    package = Path(longaml.__file__).parent
+    count = 0
+    for path in package.rglob("*.py"):
+        name = ".".join(["longaml", *path.relative_to(package).with_suffix("").parts])
+        parsed = parsed_imports(name, path)
+        count += len(parsed)
+        assert store._imported(name, path) == parsed, name
+    assert count > 300

@@ -265,13 +265,21 @@ class DE(Experiment):
         config = self.config
         if input_kind(cohort) == "counts":
             return config.method or "linear"
-        linear = config.method == "linear" or config.design or config.gene_sets
-        if linear or config.factors or config.fdr != "bh":
+        asked = {
+            "method": config.method == "linear",
+            "design": config.design,
+            "gene_sets": config.gene_sets,
+            "factors": config.factors,
+            "fdr": config.fdr != "bh",
+        }
+        linear = [name for name, given in asked.items() if given]
+        if linear:
+            leave_out = " and ".join(f"{name}=..." for name in linear)
             raise InputError(
-                "this cohort was read from log-normalised values, and linear models with a design "
-                "need raw counts: read the count matrix (layer=...), or leave design and method "
-                "out for the paired test of within-patient differences",
-                parameter="method" if config.design is None else "design",
+                "this cohort was read from log-normalised values, and linear models need raw "
+                f"counts: read the count matrix (layer=...), or leave out {leave_out} for the "
+                "paired test of within-patient differences",
+                parameter=linear[0],
             )
         if config.method is None:
             log.warning(NO_COUNTS)

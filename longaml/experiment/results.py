@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def checksum(
 SOFTWARE = (UNS, "numpy", "pandas", "scipy", "scikit-learn", "anndata", "scanpy", "torch")
 
 
+@cache
 def _version_of(name):
     try:
         return importlib.metadata.version(name)

@@ -299,15 +299,15 @@ def _between_levels(design: Design, variable: str, pair: Sequence[str]) -> np.nd
     if design.data is None or design.spec is None:
         raise InputError("a contrast of levels needs a design of a formula", parameter="contrast")
     column = design.data[variable]
-    rows = []
+    means = []
     for level in pair:
         value = next(c for c in column.cat.categories if str(c) == str(level))
         changed = design.data.assign(
             **{variable: pd.Categorical([value] * len(column), column.cat.categories)}
         )
         made = design.spec.get_model_matrix(changed, context={"ns": ns})
-        rows.append(np.asarray(made, dtype=np.float64).mean(0))
-    return np.pad(rows[0] - rows[1], (0, len(design.names) - len(rows[0])))  # added columns: 0
+        means.append(np.asarray(made, dtype=np.float64).mean(0))
+    return means[0] - means[1]
 
 
 def contrast_of(

@@ -74,7 +74,7 @@ from longaml.tl.normalization import (
     expressed_genes,
     undownsampled,
 )
-from .permutation import q_values
+from .permutation import FDR, q_values
 from .precision_weights import Precision, weights_for, with_factors
 from .variance_priors import fit_free_prior, fit_variance_prior
 
@@ -102,9 +102,9 @@ class TestOptions:
     fdr: str = "bh"  # how q-values are made: "bh" or "storey"
 
     def __post_init__(self) -> None:
-        check_choice(self.fdr, ("bh", "storey"), "fdr")
+        check_choice(self.fdr, FDR, "fdr")
         if self.factors < 0:
-            raise InputError(f"factors is {self.factors}; 0 is none", parameter="factors")
+            raise InputError(f"factors is {self.factors}; expected 0 or more", parameter="factors")
         check_choice(self.moderation, ("free", "trend", "parametric"), "moderation")
         check_choice(self.random, ("auto", "shrunken", "consensus", "gene"), "random")
         if self.random == "shrunken" and self.moderation != "free":
@@ -370,10 +370,11 @@ def fit_cell_types(
             continue
         counts = dense_counts(part.layers[COUNTS])
         try:
-            fit = fit_genes(counts, design_of_formula(part.obs, design), how)
+            made = design_of_formula(part.obs, design)
+            fit = fit_genes(counts, made, how)
             found = []
             for one in tested:
-                weights = contrast_of(fit.design, one.contrast)
+                weights = contrast_of(made, one.contrast).of(fit.design)
                 tests = gene_tests(fit, weights, how)
                 found.append(GeneContrast(one.name, one.pair, weights, tests))
         except InputError as e:  # a cell type can lack what others have

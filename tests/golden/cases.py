@@ -73,7 +73,7 @@ CASES = [
             "convert {tar} {out}/tar.h5ad --timepoints DX,REL",
         ),
     ),
-    Case("run_simple", (run("{cohort}", "--models logistic,paired_de --nulls 4"),)),
+    Case("run_simple", (run("{cohort}", "--models logistic,paired_de --nulls 4"),), slow=True),
     Case(
         "run_columns",
         (
