@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import special
+from scipy.sparse.linalg import LinearOperator, cg
 
 from ..core import ALL, check_choice, contrast_name, listing, progress
 from longaml.models.contract import (
@@ -82,29 +83,91 @@ class PatientCellType(Settings):
         return np.broadcast_to(p[:, None], (*sets.mask.shape, self.n)).copy()
 
 # %% ../../nbs/models/507_baselines.ipynb #62d0c81b
-def _principal(x):  # scores on the principal axes (n, r), axes (r, features), features' scale
-    scale = x.std(0)
-    scale[scale < 1e-8] = np.inf  # a feature that never varies has no weight
-    z = x / scale
-    values, axes = np.linalg.eigh(z @ z.T)
+def _axes(x):  # principal axes (r, features) of rows, by the smaller of the two Gram matrices
+    wide = x.shape[1] > x.shape[0]
+    values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
     keep = values > values[-1] * 1e-10
-    axes = (axes[:, keep] / np.sqrt(values[keep])).T @ z
-    return z @ axes.T, axes, scale
+    axes = vectors[:, keep].T
+    return axes / np.sqrt(values[keep])[:, None] @ x if wide else axes
 
 
-def _logistic(x, y, weight, c):  # (classes or 1, features) coefficients without intercept, L2
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(
-        C=c, fit_intercept=False, solver="newton-cholesky", tol=1e-8, max_iter=50
-    )
-    return model.fit(x, y, sample_weight=weight).coef_
+def _logits(margin):  # (..., 1 or K) -> (..., 2 or K)
+    return np.concatenate([-margin / 2, margin / 2], -1) if margin.shape[-1] == 1 else margin
 
 
-def _probabilities(logit):  # (..., 1 or K) logits -> (..., 2 or K) probabilities
-    if logit.shape[-1] == 1:
-        logit = np.concatenate([-logit / 2, logit / 2], -1)
-    return special.softmax(logit, -1)
+class _Path:
+    """L2 logistic regressions without intercept on the same rows, each started from the last.
+
+    The minimum of `c * weighted loss + |coefficients|^2 / 2`, as scikit-learn writes it, by Newton
+    steps that conjugate gradients solve (Dembo, Eisenstat and Steihaug, 1982). On the principal
+    axes of the weighted rows the bound on the curvature of Boehning and Lindsay (1988) is diagonal;
+    in its units few gradients are needed, each two products with the rows.
+    """
+
+    def __init__(self, x, own, weight):  # (rows, features), (rows, classes) 0 and 1, (rows, 1)
+        self.own, self.weight = own, weight
+        self.columns = own.shape[1] if own.shape[1] > 2 else 1
+        self.axes = _axes(np.sqrt(self.weight) * x)
+        self.rows = x @ self.axes.T
+        self.size = (self.weight * self.rows**2).sum(0)[:, None]
+        self.last = np.zeros((len(self.axes), self.columns))
+
+    def of(self, some):  # the same regressions on some of the rows
+        return _Path(self.rows[some], self.own[some], self.weight[some])
+
+    def _at(self, v, unit, c):  # objective, gradient, probabilities
+        t = v / unit
+        log_p = special.log_softmax(_logits(self.rows @ t), 1)
+        p = np.exp(log_p)
+        off = self.weight * (p - self.own)[:, -self.columns :]
+        loss = -(self.weight * self.own * log_p).sum()
+        return c * loss + (t**2).sum() / 2, (c * self.rows.T @ off + t) / unit, p
+
+    def _step(self, p, gradient, unit, c, accuracy):  # of Newton, to this relative accuracy
+        def curvature(direction):
+            t = direction.reshape(gradient.shape) / unit
+            z = self.rows @ t
+            binary = self.columns == 1
+            z = p[:, :1] * p[:, 1:] * z if binary else p * (z - (p * z).sum(1, keepdims=True))
+            return ((c * self.rows.T @ (self.weight * z) + t) / unit).ravel()
+
+        hessian = LinearOperator((gradient.size, gradient.size), matvec=curvature, dtype=float)
+        return cg(hessian, -gradient.ravel(), rtol=accuracy)[0].reshape(gradient.shape)
+
+    def coef(self, c, tol=1e-11):  # (1 or K, features); tol: of the gradient, relative to that at 0
+        unit = np.sqrt(1 + (0.25 if self.columns == 1 else 0.5) * c * self.size)
+        v = self.last * unit
+        value, gradient, p = self._at(v, unit, c)
+        first = np.abs(self._at(0 * v, unit, c)[1]).max(initial=0)
+        for _ in range(50):
+            left = np.abs(gradient).max(initial=0)
+            if left <= tol * first:
+                break
+            step = self._step(p, gradient, unit, c, min(0.1, left / first))
+            slope, share = (gradient * step).sum(), 1.0
+            found = self._at(v + step, unit, c)
+            while found[0] > value + 1e-4 * share * slope + 1e-12 * value and share > 1e-6:
+                share /= 2
+                found = self._at(v + share * step, unit, c)
+            v, (value, gradient, p) = v + share * step, found
+        self.last = v / unit
+        return self.last.T @ self.axes
+
+
+def _once(x, own, weight):
+    """The two bags of a pair, centred, say the same of a binary model: one of them, with twice the
+    weight. Rows that are not such pairs stay as they are."""
+    a, b = slice(None, None, 2), slice(1, None, 2)
+    if own.shape[1] != 2 or len(x) % 2 or (own[a] == own[b]).any():
+        return x, own, weight
+    opposite = np.allclose(x[a], -x[b], rtol=0, atol=1e-4)  # of a standard deviation
+    if not opposite or (weight[a] != weight[b]).any():
+        return x, own, weight
+    return (x[a] - x[b]) / 2, own[a], 2 * weight[a]
+
+
+def _probabilities(margin):  # (..., 1 or K) -> (..., 2 or K)
+    return special.softmax(_logits(margin), -1)
 
 
 def class_weights(
@@ -151,27 +214,28 @@ class Logistic(Settings):
             raise ValueError(
                 f"the training bags have one class ({listing(set(rows.y))}); a classifier needs two"
             )
-        scores, axes, scale = _principal(rows.x)
-        self.chosen = self.c or self._tune(scores, rows, seed)
-        coef = _logistic(scores, rows.y, rows.weight, self.chosen)
-        self.coef = coef @ axes / scale  # (1 or K, features)
+        scale = rows.x.std(0)
+        scale[scale < 1e-8] = np.inf  # a feature that never varies has no weight
+        classes, code = np.unique(rows.y, return_inverse=True)
+        path = _Path(*_once(rows.x / scale, np.eye(len(classes))[code], rows.weight[:, None]))
+        self.chosen = self.c or self._tune(path, rows, seed)
+        self.coef = path.coef(self.chosen) / scale  # (1 or K, features)
         return self
 
-    def _tune(self, x, rows, seed):  # the penalty with the least held-out log loss
-        y = rows.y
+    def _tune(self, path, rows, seed):  # the penalty with the least held-out log loss
         who = rows.patients
-        weight = rows.weight
         if len(set(who)) < 4:
             return self.grid[len(self.grid) // 2]
         loss = np.zeros(len(self.grid))
         for held in patient_folds(who, n_folds=min(self.inner, len(set(who))), seed=seed):
             out = np.isin(who, held)
-            if len(set(y[~out])) < len(set(y)):
+            if len(set(rows.y[~out])) < len(set(rows.y)):
                 continue
-            true = (np.arange(out.sum()), np.searchsorted(np.unique(y), y[out]))
-            for i, c in enumerate(self.grid):
-                p = _probabilities(x[out] @ _logistic(x[~out], y[~out], weight[~out], c).T)
-                loss[i] -= (weight[out] * np.log(p[true] + 1e-12)).sum()
+            out = out[:: len(who) // len(path.rows)]
+            inner = path.of(~out)
+            for i in np.argsort(self.grid):
+                p = _probabilities(path.rows[out] @ inner.coef(self.grid[i], tol=1e-6).T)
+                loss[i] -= ((path.weight * path.own)[out] * np.log(p + 1e-12)).sum()
         return self.grid[int(np.argmin(loss))]
 
     def predict_proba(self, sets: Any) -> np.ndarray:
