@@ -511,6 +511,7 @@ def test_checkpoints(finished):
 # ---- the same cohort by other ways in, the same seed, another seed
 
 
+@pytest.mark.slow  # the frozen tables of `convert` read a tar too
 def test_the_tar_gives_the_same_tables(archive, quick, tmp_path):
     succeed("run", archive, "--out", tmp_path / "out", *QUICK)
     assert tables(tmp_path / "out") == tables(quick)
@@ -629,7 +630,7 @@ RANK = "steps/rank/REL_vs_DX/logistic"
         pytest.param("evaluation.csv", 1, marks=pytest.mark.slow),
         pytest.param("ranking.csv", 1, marks=pytest.mark.slow),
         pytest.param("figures/volcano-logistic-REL_vs_DX.png", 1, marks=pytest.mark.slow),
-        ("run.json", 2),
+        pytest.param("run.json", 2, marks=pytest.mark.slow),
     ],
 )
 def test_killed_and_resumed(victim, nth, cohort, quick, tmp_path):
@@ -1461,6 +1462,7 @@ def test_demo(tmp_path):
             assert len(called) and called.isin(planted).mean() >= 0.5
 
 
+@pytest.mark.slow  # the frozen tables of these models hold their audits too
 def test_classical_models_and_network_rankings_are_audited_like_any_other(cohort, tmp_path):
     """Bayesian ridge, NMF factors and changes of the gene network: accuracy where they predict, and
     a ranking, a null and an audit for each."""

@@ -520,6 +520,7 @@ def test_the_figure_draws_every_task(finished):
 # ---- real data, every model
 
 
+@pytest.mark.slow
 def test_glioblastoma_by_one_call(shared_data, tmp_path):
     """Five patients, control and panobinostat: every model of the timepoint task; the output says
     that there are too few patients for a forecast or a test."""

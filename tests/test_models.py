@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
-from tools import ROOT
+from tools import ROOT, python
 
 import longaml as la
 from longaml.core import rng_for
@@ -449,3 +449,9 @@ def test_a_set_is_read_in_orders_that_favour_no_position(visits):
     assert all(sorted(order) == list(range(visits)) for order in orders)
     counts = [np.bincount(column, minlength=visits) for column in orders.T]
     assert (np.array(counts) == len(orders) / visits).all()
+
+
+def test_the_logistic_benchmark_agrees_with_itself():
+    done = python("tests/benchmarks/bench_logistic.py", "--quick", cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "times less time" in done.stdout

@@ -58,7 +58,8 @@ def run(top: Path, *args: object) -> str:
 
 def test_a_model_is_one_notebook(copy):
     assert "nearest_mean" in " ".join(run(copy, "run", "--help").split())
-    run(copy, "run", "cohort", "--out", "out", "--models", "logistic,nearest_mean", "--nulls", 1)
+    quick = "--timepoints DX,REL --models logistic,nearest_mean --nulls 1 --halves 2".split()
+    run(copy, "run", "cohort", "--out", "out", *quick)
     models = pd.read_csv(copy / "out/evaluation.csv")["model"].unique()
     assert {"majority", "logistic", "nearest_mean"} <= set(models)
     page = re.sub(r"<[^>]+>", "", (copy / "out/report.html").read_text())
