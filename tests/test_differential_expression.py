@@ -83,6 +83,48 @@ def test_contrasts_may_be_given_several_times(pigs, tmp_path):
     assert len(list((out / "figures").glob("volcano-*.png"))) == 3
 
 
+def test_coefficients_tested_together(tmp_path, capsys):
+    "An F-test has no fold change: no volcano, no direction, and no gene sets."
+    bulk_cohort(times=("0", "2", "6")).write_h5ad(tmp_path / "pigs.h5ad")
+    out, together = tmp_path / "out", "lineL:hour2 and lineL:hour6"
+    given = ["--design", "~ line * hour + (1|pig)", "--contrast", together, "--contrast", "hour2"]
+    read = "--patient-key pig --timepoint-key hour --timepoints 0,2,6 --permutations 0".split()
+    command = ["de", str(tmp_path / "pigs.h5ad"), *read, *given]
+    assert main([*command, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    de = pd.read_csv(out / "de.csv").set_index("contrast").loc[together]
+    assert set(de.loc[de["q_value"] < 0.05, "gene"]) == {f"GENE{i}" for i in range(10)}
+    assert de["log2_fold_change"].isna().all() and (de["statistic"] > 0).all()
+    assert f"{together}, blood: of 80 genes 10 at 5% FDR and 10 at 10% FDR" in said
+    assert "first, with F: GENE" in said and "nan" not in said
+    assert [p.name for p in (out / "figures").glob("volcano-*")] == ["volcano-hour2-blood.png"]
+    own = la.tl.de(
+        la.read_cohort(
+            tmp_path / "pigs.h5ad",
+            patient_key="pig",
+            timepoint_key="hour",
+            timepoints=["0", "2", "6"],
+        ),
+        given[1],
+        ["lineL:hour2", "lineL:hour6"],
+    )
+    np.testing.assert_allclose(de["statistic"], own["statistic"], rtol=1e-6)
+    sets = str(planted_sets(tmp_path))
+    assert main([*command, "--gene-sets", sets, "--out", str(tmp_path / "sets")]) == 2
+    assert "gene sets have one direction" in capsys.readouterr().err
+
+
+def test_a_contrast_that_a_cell_type_lacks_takes_no_other_along(tmp_path):
+    "Blasts are not seen at remission: their relapse is compared with diagnosis all the same."
+    cohort = la.datasets.simulate_cohort("small", seed=2, n_patients=9, n_genes=150, n_drivers=10)
+    pair = ("REL", "DX")
+    both = la.tl.de(cohort, contrast=[("timepointREM",), pair])
+    alone = la.tl.de(cohort, contrast=[pair])
+    both = both[both["contrast"] == "REL_vs_DX"].reset_index(drop=True)
+    assert "HSC malignant" in set(alone["cell_type"])
+    pd.testing.assert_frame_equal(both, alone)
+
+
 @pytest.mark.parametrize(
     "given, said",
     [

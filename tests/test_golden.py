@@ -24,6 +24,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compare(folder: Path, out: Path, names: dict[str, dict]) -> list[str]:
     """What differs between the frozen tables of a case and those in `out`, in words."""
+    own = names.get("cases", {}).get(folder.name, {})  # what was changed on purpose in this case
+    both = {key: {**names.get(key, {}), **own.get(key, {})} for key in ("columns", "changed")}
+    names = {**names, **both}
     old, now = golden.load(folder), golden.collect(out)
     frozen, found = golden.renamed(old, names), []
     came = {golden.renamed_path(path, names["tables"]): path for path in old}

@@ -89,7 +89,8 @@ class DEConfig(CohortFolder):
         list[str] | None,
         Option(
             "REL,DX: a pair of timepoints, later first; or a coefficient of the design, or a sum "
-            "of them. May be given several times, or with ';'. If left out: every pair.",
+            "of them; or 'A and B': coefficients tested together (F). May be given several times, "
+            "or with ';'. If left out: every pair.",
             "CONTRAST",
         ),
     ] = None
@@ -429,7 +430,8 @@ class DE(Experiment):
         scale = "counts per million" if data["de"].method == "linear" else "counts per 10,000"
         drawn = found.table.rename(columns={"cell_type": "model"})
         drawn["direction"] = np.where(drawn["log2_fold_change"] > 0, "up", "down")
-        for (contrast, cell_type), _ in drawn.groupby(["contrast", "model"], sort=False):
+        changes = drawn.dropna(subset=["log2_fold_change"])  # an F-test has none
+        for (contrast, cell_type), _ in changes.groupby(["contrast", "model"], sort=False):
             axes = pl.volcano(drawn, model=cell_type, contrast=contrast, x="log2_fold_change")
             axes.set_xlabel(f"log2 fold change ({scale})")
             yield f"volcano-{slug(contrast)}-{slug(cell_type)}", axes

@@ -15,12 +15,12 @@ from scipy import stats
 
 from ..core import InputError, check_choice, check_column, listing, log, need
 from ..pp.gene_sets import check_gene_sets
+from .designs import NotTested
 from .enrichment import score_tests
 from longaml.tl.gene_tests import (
     DEFAULT_DESIGN,
     CellTypeTests,
     GeneContrast,
-    NotTested,
     TestOptions,
     design_bulk,
     fit_cell_types,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ns', 'RandomEffect', 'Design', 'variables_of', 'design_of_formula', 'Contrast', 'contrast_of', 'sample_columns',
-           'Comparison', 'comparisons_of', 'patient_changes', 'with_timepoints']
+           'Comparison', 'comparisons_of', 'NotTested', 'patient_changes', 'with_timepoints']
 
 # %% ../../nbs/tl/313_designs.ipynb #design03
 import re
@@ -317,15 +317,17 @@ def contrast_of(
     """What is tested, as weights of coefficients.
 
     A pair of levels, later first (`("REL", "DX")`): their mean difference with all else as it is;
-    a coefficient or a sum of them (`"lineL:hour2"`, `"timepoint[T.REL] - timepoint[T.REM]"`); a
-    list of coefficients, tested together (F); a vector of weights; or a dictionary of weights.
+    a coefficient or a sum of them (`"lineL:hour2"`, `"timepoint[T.REL] - timepoint[T.REM]"`);
+    several, tested together by an F-test, as a list or a text (`"lineL:hour2 and lineL:hour6"`); a
+    vector of weights; or a dictionary of weights.
     """
     if isinstance(contrast, Mapping):
         rows = [float(v) * _combination(design, k) for k, v in contrast.items()]
         weights = np.sum(rows, axis=0)
         return Contrast(" ".join(f"{v:+g}*{k}" for k, v in contrast.items()), weights[None])
     if isinstance(contrast, str):
-        return Contrast(contrast, _combination(design, contrast)[None])
+        parts = re.split(r"\s+and\s+", contrast.strip())
+        return Contrast(contrast, np.array([_combination(design, one) for one in parts]))
     given = list(contrast)
     if given and all(isinstance(g, str) for g in given):
         variable = _levels_of(design, given) if len(given) == 2 else None
@@ -413,6 +415,50 @@ def comparisons_of(
         is_pair = names and len(one) == 2 and set(one) <= set(times)
         found.append(Comparison(one, (one[0], one[1]) if is_pair else None))
     return found
+
+
+class NotTested:
+    "Cell types and contrasts that are not tested, and why."
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, str, str]] = []  # contrast, cell type, why
+        self.error: InputError | None = None  # the first design that could not be fitted
+
+    def testable(
+        self, obs: pd.DataFrame, cell_type: str, wanted: list[Comparison], least: int
+    ) -> list[Comparison]:
+        "The contrasts that a cell type has patients enough for; the others are noted."
+        kept = []
+        for one in wanted:
+            why = one.lacks(obs, least)
+            if why:
+                self.rows.append((one.name, cell_type, why))
+            else:
+                kept.append(one)
+        return kept
+
+    def estimable(
+        self, design: Design, wanted: list[Comparison], cell_type: str
+    ) -> list[tuple[Comparison, Contrast]]:
+        "The contrasts that a cell type's design has, as weights; the others are noted."
+        kept = []
+        for one in wanted:
+            try:
+                kept.append((one, contrast_of(design, one.contrast)))
+            except InputError as e:
+                self.refuse([one], cell_type, e)
+        return kept
+
+    def reason(self) -> InputError:
+        "Why nothing can be tested."
+        whys = "; ".join(f"{c}, {k}: {w}" for c, k, w in self.rows[:4])
+        few = InputError(f"nothing can be tested: {whys}", parameter="min_patients")
+        return self.error or few
+
+    def refuse(self, asked: list[Comparison], cell_type: str, error: InputError) -> None:
+        "Note that a design cannot be fitted in a cell type."
+        self.error = self.error or error
+        self.rows += [(one.name, cell_type, str(error)) for one in asked]
 
 # %% ../../nbs/tl/313_designs.ipynb #19fb3b8a
 def patient_changes(

@@ -33,13 +33,12 @@ from longaml.pp.gene_sets import (
     read_gene_sets,  # noqa: F401 (reached from here)
     set_membership,
 )
-from .designs import Design, with_timepoints
+from .designs import Design, NotTested, with_timepoints
 from longaml.tl.gene_tests import (
     DEFAULT_DESIGN,
     CellTypeTests,
     GeneContrast,
     GeneFit,
-    NotTested,
     TestOptions,
     design_bulk,
     fit_cell_types,

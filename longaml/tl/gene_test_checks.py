@@ -34,13 +34,13 @@ from .checks import NOT_ASSESSED, Finding, finding
 from longaml.tl.designs import (
     Contrast,
     Design,
+    NotTested,
     contrast_of,
     design_of_formula,
     with_timepoints,
 )
 from longaml.tl.gene_tests import (
     CellTypeTests,
-    NotTested,
     TestOptions,
     fit_cell_types,
     fit_values,

@@ -13,7 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from ..core import ALL, PATIENT, TIMEPOINT, InputError, contrast_name
-from .designs import Contrast, Design, RandomEffect, with_timepoints
+from .designs import Contrast, Design, NotTested, RandomEffect, with_timepoints
 from longaml.tl.gene_test_checks import (
     information_of,
     p_of_samples,
@@ -23,7 +23,6 @@ from longaml.tl.gene_test_checks import (
 from longaml.tl.gene_tests import (
     DEFAULT_DESIGN,
     CellTypeTests,
-    NotTested,
     TestOptions,
     design_bulk,
     fit_cell_types,

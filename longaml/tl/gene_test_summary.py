@@ -176,6 +176,8 @@ def gene_test_audit(
 def _direction_counts(table: pd.DataFrame, q: float) -> str:
     "Genes below a false discovery rate, up and down."
     called = table[table["q_value"] < q]
+    if table["log2_fold_change"].isna().all():  # an F-test has no direction
+        return f"{len(called):,} at {q:.0%} FDR"
     up = int((called["log2_fold_change"] > 0).sum())
     return f"{len(called):,} at {q:.0%} FDR" + (
         f" ({up:,} up, {len(called) - up:,} down)" if len(called) else ""
@@ -183,7 +185,9 @@ def _direction_counts(table: pd.DataFrame, q: float) -> str:
 
 
 def _gene_text(row: Any) -> str:
-    "A gene with its log2 fold change and the interval, where there is one."
+    "A gene with its log2 fold change and the interval, where there is one; or with its F."
+    if np.isnan(row.log2_fold_change):
+        return f"{row.gene} {row.statistic:.1f}"
     text = f"{row.gene} {row.log2_fold_change:+.2f}"
     return text if np.isnan(row.ci_low) else f"{text} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
 
@@ -211,7 +215,8 @@ def _tested_line(place: str, table: pd.DataFrame, shown: pd.DataFrame | None = N
     else:
         rows = shown.loc[first["gene"]].reset_index().itertuples()
         first = [f"{_gene_text(row)} in {row.cell_type}" for row in rows]
-    return line + (f"; first, with log2 fold change: {', '.join(first)}" if first else "")
+    what = "F" if table["log2_fold_change"].isna().all() else "log2 fold change"
+    return line + (f"; first, with {what}: {', '.join(first)}" if first else "")
 
 
 def _place(contrast: str, cell_type: str, types: Sequence[str]) -> str:

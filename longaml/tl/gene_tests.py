@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_DESIGN', 'COLUMNS', 'TestOptions', 'GeneFit', 'fit_values', 'fit_genes', 'gene_tests', 'design_bulk',
-           'NotTested', 'GeneContrast', 'CellTypeTests', 'fit_cell_types', 'tests_table', 'de']
+           'GeneContrast', 'CellTypeTests', 'fit_cell_types', 'tests_table', 'de']
 
 # %% ../../nbs/tl/316_gene_tests.ipynb #gene_t03
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,11 +36,10 @@ from longaml.core import (
 )
 from ..pp.preprocessing import pseudobulk
 from longaml.tl.designs import (
-    Comparison,
     Contrast,
     Design,
+    NotTested,
     comparisons_of,
-    contrast_of,
     design_of_formula,
     patient_changes,
     sample_columns,
@@ -301,38 +300,6 @@ def design_bulk(
     return bulk
 
 
-class NotTested:
-    "Cell types and contrasts that are not tested, and why."
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str]] = []  # contrast, cell type, why
-        self.error: InputError | None = None  # the first design that could not be fitted
-
-    def testable(
-        self, obs: pd.DataFrame, cell_type: str, wanted: list[Comparison], least: int
-    ) -> list[Comparison]:
-        "The contrasts that a cell type has patients enough for; the others are noted."
-        kept = []
-        for one in wanted:
-            why = one.lacks(obs, least)
-            if why:
-                self.rows.append((one.name, cell_type, why))
-            else:
-                kept.append(one)
-        return kept
-
-    def reason(self) -> InputError:
-        "Why nothing can be tested."
-        whys = "; ".join(f"{c}, {k}: {w}" for c, k, w in self.rows[:4])
-        few = InputError(f"nothing can be tested: {whys}", parameter="min_patients")
-        return self.error or few
-
-    def refuse(self, asked: list[Comparison], cell_type: str, error: InputError) -> None:
-        "Note that a design cannot be fitted in a cell type."
-        self.error = self.error or error
-        self.rows += [(one.name, cell_type, str(error)) for one in asked]
-
-
 @dataclass(frozen=True)
 class GeneContrast:
     "One contrast of a cell type's genes."
@@ -368,16 +335,17 @@ def fit_cell_types(
         tested = left.testable(part.obs, str(kind), wanted, how.min_patients)
         if not tested:
             continue
-        counts = dense_counts(part.layers[COUNTS])
-        try:
+        found = []
+        try:  # a cell type can lack what others have
             made = design_of_formula(part.obs, design)
-            fit = fit_genes(counts, made, how)
-            found = []
-            for one in tested:
-                weights = contrast_of(made, one.contrast).of(fit.design)
-                tests = gene_tests(fit, weights, how)
-                found.append(GeneContrast(one.name, one.pair, weights, tests))
-        except InputError as e:  # a cell type can lack what others have
+            estimable = left.estimable(made, tested, str(kind))
+            if not estimable:
+                continue
+            fit = fit_genes(dense_counts(part.layers[COUNTS]), made, how)
+            for one, weights in estimable:
+                tests = gene_tests(fit, weights.of(fit.design), how)
+                found.append(GeneContrast(one.name, one.pair, weights.of(fit.design), tests))
+        except InputError as e:
             left.refuse(tested, str(kind), e)
             continue
         genes = part.var_names[fit.genes].to_numpy()
