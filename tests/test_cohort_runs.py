@@ -654,7 +654,7 @@ def test_killed_and_resumed(victim, nth, cohort, quick, tmp_path):
     "victim",
     [
         pytest.param("models/transformer-REL_vs_DX-fold-2.pt", marks=pytest.mark.slow),
-        "steps/rank/REL_vs_DX/transformer/null-0005.npz",
+        pytest.param("steps/rank/REL_vs_DX/transformer/null-0005.npz", marks=pytest.mark.slow),
         pytest.param("models/transformer-REL_vs_DX.pt", marks=pytest.mark.slow),
     ],
 )

@@ -186,7 +186,8 @@ run_comparison(cohort, out, models="logistic,bayesian_ridge,ridge", tasks="timep
 """
 
 
-@pytest.mark.parametrize("n", [2, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 6])
 def test_killed_and_repeated(n, finished, cohort, tmp_path):
     """SIGKILL while the n-th piece is put in its place: those before are kept with their seconds,
     and the table is that of an uninterrupted call."""

@@ -205,6 +205,7 @@ def test_a_contrast_by_its_name_in_tables():
     )  # coefficients, tested together
 
 
+@pytest.mark.slow
 def test_the_benchmark_agrees():
     done = python("tests/benchmarks/bench_mixed.py", "--quick", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -368,6 +368,7 @@ def test_rewiring_keeps_degrees(seed, n, density):
     assert (w.sum(0) == g.sum(0)).all()
 
 
+@pytest.mark.slow
 def test_rewiring_is_uniform_over_small_graphs():
     "All graphs with degrees 2, 2, 2, 2, 2 are the 12 five-cycles; each must come as often."
     cycle = np.roll(np.eye(5, dtype=int), 1, axis=1)

@@ -319,8 +319,12 @@ def kernels():
     return {pid for pid in running if "ipykernel" in Path(f"/proc/{pid}/cmdline").read_text()}
 
 
-def test_same_run_gives_the_same_bytes(made, tmp_path):
+def test_a_report_ends_its_kernel(made):
     assert not kernels(), "a report leaves its kernel running"
+
+
+@pytest.mark.slow
+def test_same_run_gives_the_same_bytes(made, tmp_path):
     other = shutil.copytree(made, tmp_path / "elsewhere")
     before = {p.name: p.read_bytes() for p in made.iterdir() if p.is_file()}
     for p in other.glob("report.*"):

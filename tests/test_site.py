@@ -111,7 +111,9 @@ LOOK = """() => ({
 
 
 @pytest.mark.parametrize(
-    "size, scheme", [(WIDE, "light"), (NARROW, "dark")], ids=["wide and light", "narrow and dark"]
+    "size, scheme",
+    [pytest.param(WIDE, "light", marks=pytest.mark.slow), (NARROW, "dark")],
+    ids=["wide and light", "narrow and dark"],
 )
 def test_every_page_opens_with_its_figures(browser, address, site, size, scheme):
     pages = sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html"))

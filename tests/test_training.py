@@ -851,6 +851,7 @@ def test_gene_sets_of_other_names(tmp_path):
 # ---- the benchmark
 
 
+@pytest.mark.slow
 def test_the_benchmark_agrees():
     "A small run of it: both sides in one process, a ratio, and the same networks."
     done = python("tests/benchmarks/bench_training.py", "--quick", cwd=ROOT)

@@ -326,7 +326,8 @@ def contrast_of(
         weights = np.sum(rows, axis=0)
         return Contrast(" ".join(f"{v:+g}*{k}" for k, v in contrast.items()), weights[None])
     if isinstance(contrast, str):
-        parts = re.split(r"\s+and\s+", contrast.strip())
+        single = _plain(contrast) in map(_plain, design.names)
+        parts = [contrast] if single else re.split(r"\s+and\s+", contrast.strip())
         return Contrast(contrast, np.array([_combination(design, one) for one in parts]))
     given = list(contrast)
     if given and all(isinstance(g, str) for g in given):
