@@ -517,6 +517,7 @@ def test_the_tar_gives_the_same_tables(archive, quick, tmp_path):
     assert tables(tmp_path / "out") == tables(quick)
 
 
+@pytest.mark.slow
 def test_convert_then_run_gives_the_same_tables(cohort, quick, tmp_path, capsys):
     succeed("convert", cohort, tmp_path / "c.h5ad")
     assert re.fullmatch(
@@ -805,6 +806,7 @@ def test_glioblastoma(shared_data, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow  # the frozen tables of `run_columns` hold a bulk cohort too
 def test_bulk_table(tmp_path, capsys):
     "15 donors x 3 days, one log-normalised row each, nothing but X."
     a = la.pp.normalize(la.datasets.simulate_cohort("bulk", n_genes=150, n_drivers=10, seed=3))

@@ -227,7 +227,7 @@ def p_values(bulk, sets):
     )
 
 
-@pytest.mark.parametrize("patients", [0.0, 0.5])
+@pytest.mark.parametrize("patients", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_error_rates_on_correlated_sets(patients):
     "20 sets in 15 cohorts without change: at most 5% and its margin; a rank test finds far more."
     p = pd.concat([p_values(*two_visits(s, patients=patients)) for s in range(15)])
