@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PATIENT', 'TIMEPOINT', 'SAMPLE', 'CELL_TYPE', 'MALIGNANT', 'BASE_CELL_TYPE', 'CLONE', 'COUNTS', 'SUMS', 'UNS', 'ALL',
-           'AML_TIMEPOINTS', 'log', 'contrasts', 'contrast_name', 'InputError', 'MissingFileError', 'MissingKeyError',
-           'nearest', 'listing', 'check_choice', 'check_column', 'contrast_pair', 'need', 'derive_seed', 'rng_for',
-           'device_for', 'progress', 'atomic_path', 'slug', 'check_cohort', 'timepoints_of', 'input_kind', 'counts_of']
+           'AML_TIMEPOINTS', 'log', 'WORTH', 'AT_ONCE', 'contrasts', 'contrast_name', 'InputError', 'MissingFileError',
+           'MissingKeyError', 'nearest', 'listing', 'check_choice', 'check_column', 'contrast_pair', 'need',
+           'derive_seed', 'rng_for', 'device_for', 'progress', 'workers', 'parallel_map', 'Pieces', 'atomic_path',
+           'slug', 'check_cohort', 'timepoints_of', 'input_kind', 'counts_of']
 
 # %% ../nbs/000_core.ipynb #faeb6b53
 import contextlib
@@ -14,9 +15,12 @@ import difflib
 import hashlib
 import importlib
 import logging
+import operator
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -232,6 +236,125 @@ def progress(
     testing = "PYTEST_CURRENT_TEST" in os.environ or bool(os.environ.get("IN_TEST"))
     quiet = True if switched_off or testing else None  # None: silent where nobody watches (a pipe)
     return tqdm(items, desc=desc, total=total, disable=quiet, leave=False)
+
+# %% ../nbs/000_core.ipynb #a28b1e54
+WORTH = 5.0  # seconds of work before processes are started, where their number was left open
+_WORKERS = ContextVar("workers", default=(1, False))  # how many, and whether that was asked for
+
+
+@contextlib.contextmanager
+def workers(
+    jobs: int | None = None,  # processes; None: `LONGAML_JOBS`, or one a core if that is worth it
+    *,
+    backend: str = "loky",  # of joblib: loky (processes of this machine), or one it was taught
+) -> Iterator[None]:
+    "Within the block, `parallel_map` uses this many processes."
+    import joblib
+
+    one = {"inner_max_num_threads": 1} if backend == "loky" else {}
+    if jobs is None and os.environ.get("LONGAML_JOBS", "").isdigit():
+        jobs = int(os.environ["LONGAML_JOBS"])
+    many = joblib.cpu_count() if jobs is None and backend == "loky" else (jobs or -1)
+    asked = _WORKERS.set((many, jobs is not None or backend != "loky"))
+    try:
+        with joblib.parallel_config(backend=backend, n_jobs=many, **one):
+            yield
+    finally:
+        _WORKERS.reset(asked)
+
+
+class _Kept(logging.Handler):
+    "Keeps what is logged, to be logged elsewhere."
+
+    def __init__(self):
+        super().__init__()
+        self.said: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append((record.levelno, record.getMessage()))
+
+
+def _elsewhere(work, item, level):
+    "In another process: the result of a piece of work, and what it logged."
+    os.environ["LONGAML_PROGRESS"] = "0"
+    kept = _Kept()
+    log.setLevel(level)
+    log.addHandler(kept)
+    log.propagate = False
+    try:
+        return work(item), kept.said
+    finally:
+        log.removeHandler(kept)
+
+
+def _in_processes(work, items):
+    "Results from other processes, in order; pieces of a process that died are done once more."
+    import joblib
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    call = joblib.delayed(_elsewhere)
+    level = log.getEffectiveLevel()
+    done, ended = 0, None
+    while done < len(items):
+        pool = joblib.Parallel(return_as="generator", batch_size=1, mmap_mode="c")
+        try:
+            for value, said in pool(call(work, item, level) for item in items[done:]):
+                for severity, text in said:
+                    log.log(severity, text)
+                done += 1
+                yield value
+        except TerminatedWorkerError:
+            if ended == done:  # the same piece again
+                raise
+            ended = done
+            log.warning("a process ended before its piece of work was done; it is done again.")
+
+
+def parallel_map(
+    work: Callable[[Any], Any],  # of one item; what it needs travels to other processes
+    items: Iterable,  # what to work on; no piece needs the result of another
+    what: str | None = None,  # label of the progress bar
+) -> Iterator[Any]:  # results, in the order of the items
+    "Do pieces of work in the processes that `workers` allows; without it, one after the other."
+    items = list(items)
+    many, asked = _WORKERS.get()
+    elapsed = 0.0
+
+    def results():
+        nonlocal elapsed
+        for i, item in enumerate(items):
+            if many > 1 and len(items) - i > 1 and (asked or elapsed > WORTH):
+                yield from _in_processes(work, items[i:])
+                return
+            start = time.perf_counter()
+            value = work(item)
+            elapsed += time.perf_counter() - start
+            yield value
+
+    yield from results() if what is None else progress(results(), what, total=len(items))
+
+
+class Pieces:
+    "How named pieces of work are run: at once, and no result is kept. A run keeps them."
+
+    def __call__(
+        self,
+        name: str,  # of the piece: letters, digits, `._-`, and `/` between folders
+        work: Callable[[], Any],  # gives its result
+    ) -> Any:  # the result
+        "Run one piece of work."
+        return work()
+
+    def many(
+        self,
+        works: Mapping[str, Callable[[], Any]],  # name -> work; no piece needs another
+        what: str | None = None,  # label of the progress bar
+    ) -> list[Any]:  # results, in the order of the names
+        "Run pieces of work that do not depend on each other, in several processes if allowed."
+        return list(parallel_map(operator.call, works.values(), what))
+
+
+AT_ONCE = Pieces()  # pieces of work are run when they come, and no result is kept
 
 # %% ../nbs/000_core.ipynb #0255a750
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ os.environ.update(
     MKL_NUM_THREADS="1",
     NUMBA_NUM_THREADS="1",
     LONGAML_PROGRESS="0",
+    LONGAML_JOBS="1",
     MPLBACKEND="agg",
 )
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,17 @@ from typing import Annotated, Any, ClassVar, get_type_hints
 import numpy as np
 import pandas as pd
 
-from ..core import ALL, CELL_TYPE, PATIENT, SAMPLE, TIMEPOINT, UNS, listing, log
+from longaml.core import (
+    ALL,
+    CELL_TYPE,
+    PATIENT,
+    SAMPLE,
+    TIMEPOINT,
+    UNS,
+    listing,
+    log,
+    workers,
+)
 from .store import Run
 
 # %% ../../nbs/experiment/706_driver.ipynb #493ff3d6
@@ -137,7 +147,9 @@ class ReadOptions(Config):
     ] = None
     jobs: Annotated[
         int | None,
-        Option("Samples that are read at once; changes no result.", "N", least=1, last=True),
+        Option(
+            "Processes at once; all cores, if left out. Changes no result.", "N", least=1, last=True
+        ),
     ] = None
 
 
@@ -157,6 +169,10 @@ class Place(Config):
         Path | None,
         Option("Folder of steps shared by commands; steps in DIR if left out.", "DIR", last=True),
     ] = None
+    figures: Annotated[
+        bool,
+        Option("Draw the figures in DIR/figures.", name="--figures/--no-figures", last=True),
+    ] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,18 +249,23 @@ class Experiment(Command):
                 run.manifest.record["labels_in_doubt"] = labels.to_frame().to_dict("records")
             if labels:
                 run.table("labels_in_doubt.csv", labels.to_frame())
-            with nullcontext() if self.threads else one_thread():
+            with workers(self.jobs()), nullcontext() if self.threads else one_thread():
                 found = self.steps(data, run)
             tables = self.tables(data, found)
             for name, table in tables.items():
                 run.table(f"{name}.csv", table)
-            for name, figure in self.figures(data, found):
+            for name, figure in self.figures(data, found) if config.figures else ():
                 run.figure(name, figure)
             self.files(data, found, run)
             lines = [*label_lines(labels), *self.summary(data, found)]
             run.finish({"summary": lines})
         summary = "\n".join([*lines, *self.report()])
         return tables | self.values(data, found) | {"summary": summary}
+
+    def jobs(self) -> int | None:  # None: not said
+        "How many processes may work at once; it changes no result."
+        config = self.config
+        return getattr(config, "jobs", None) or getattr(config, "read", {}).get("jobs")
 
     def params(self) -> dict:
         "What decides the result, checked before anything is read."

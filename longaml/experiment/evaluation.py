@@ -136,13 +136,13 @@ def _timed(table, piece):
 
 def _classified(steps, times, specs):
     "The table of one contrast, or of all timepoints."
-    pieces = [steps.evaluated(spec, times) for spec in specs]
+    pieces = steps.evaluated([(spec, times) for spec in specs])
     return pd.concat([_timed(p["evaluation"], p) for p in pieces], ignore_index=True)
 
 
 def _predicted(steps, change, specs):
     "The table of one change."
-    pieces = {spec.name: steps.changed(spec, change.forecasts) for spec in specs}
+    pieces = steps.changed(specs, change.forecasts)
     table = score_changes(change, {name: p["change"] for name, p in pieces.items()})
     parts = [_timed(rows, pieces[m]) for m, rows in table.groupby("model", sort=False)]
     return pd.concat(parts, ignore_index=True)

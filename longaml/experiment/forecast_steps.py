@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .. import models, pl, tasks
-from ..core import progress, timepoints_of
+from ..core import timepoints_of
 from .steps import CohortSteps
 from .store import Run, slug
 
@@ -109,7 +109,7 @@ def find_change(
     f, seed = change.forecasts, steps.fitting.seed
     what = f"{change.task} {change.target}"
     entries = [*models.contract.specs(change.task, network=False), *networks]
-    predicted = {s.name: steps.changed(s, f)["change"] for s in progress(entries, what)}
+    predicted = {name: one["change"] for name, one in steps.changed(entries, f, what).items()}
     tests = run.step(
         f"{change.task}/{slug(change.target)}/tests",
         lambda: _tests(change, entries, predicted, seed),

@@ -23,7 +23,6 @@ from longaml.core import (
     device_for,
     input_kind,
     listing,
-    progress,
     timepoints_of,
 )
 from longaml.experiment.driver import (
@@ -122,31 +121,29 @@ def _with_order(spec):
 # %% ../../nbs/experiment/718_run.ipynb #c413cc4e
 def _evaluate(steps, specs, run):
     "Evaluation and prediction tables of every contrast and model; networks as checkpoints."
-    tables = []
     predicting = [s for s in specs if s.kind != "ranking"]
-    for times in progress(steps.timepoint_sets(), "evaluating held-out patients"):
+    asked = [(spec, times) for times in steps.timepoint_sets() for spec in predicting]
+    tables = steps.evaluated(asked, "evaluating held-out patients")
+    for (spec, times), found in zip(asked, tables):
         contrast = contrast_name(*times[::-1]) if len(times) == 2 else ALL
-        for spec in predicting:
-            found = steps.evaluated(spec, times)
-            tables.append(found)
-            for i, network in enumerate(found["networks"], 1):
-                run.checkpoint(f"{spec.name}-{slug(contrast)}-fold-{i}", network)
+        for i, network in enumerate(found["networks"], 1):
+            run.checkpoint(f"{spec.name}-{slug(contrast)}-fold-{i}", network)
     return tuple(
         pd.concat([t[name] for t in tables], ignore_index=True)
         for name in ("evaluation", "predictions")
     )
 
 
-def _input_changes(steps, specs, contrast, run):
-    "How much shuffled inputs change each model's output; networks as checkpoints."
-    changes = {}
-    for spec in specs:
-        if not spec.ranks or spec.ranker:
-            continue
-        found = steps.whole(spec, contrast)
-        changes[spec.name] = found["input_change"]
+def _input_changes(steps, specs, run):
+    "How much shuffled inputs change each model's output, by contrast; networks as checkpoints."
+    changes: dict[str, dict[str, float]] = {contrast_name(*pair): {} for pair in steps.pairs}
+    trained = [s for s in specs if s.ranks and not s.ranker]
+    asked = [(spec, pair) for pair in steps.pairs for spec in trained]
+    for (spec, pair), found in zip(asked, steps.whole(asked)):
+        contrast = contrast_name(*pair)
+        changes[contrast][spec.name] = found["input_change"]
         if found["network"] is not None:
-            run.checkpoint(f"{spec.name}-{slug(contrast_name(*contrast))}", found["network"])
+            run.checkpoint(f"{spec.name}-{slug(contrast)}", found["network"])
     return changes
 
 
@@ -197,9 +194,7 @@ def find_timepoints(
     )
     found = TimepointFindings(steps.coverage, evaluation, predictions, power, steps.bulk, rankings)
     if rankings:
-        changes = {
-            contrast_name(*pair): _input_changes(steps, specs, pair, run) for pair in steps.pairs
-        }
+        changes = _input_changes(steps, specs, run)
         found.audit = run.step("audit", lambda: _check(found, steps, changes))
     return found
 

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from longaml.core import (
     SAMPLE,
     TIMEPOINT,
     InputError,
+    Pieces,
     contrast_name,
     contrast_pair,
     counts_of,
@@ -33,7 +34,7 @@ from longaml.core import (
     log,
     timepoints_of,
 )
-from .store import Step, checkpoint_bytes, code_hash, slug
+from .store import Steps, checkpoint_bytes, code_hash, slug
 from ..models.contract import Fitting
 
 # %% ../../nbs/experiment/715_steps.ipynb #ff85fe18
@@ -105,7 +106,42 @@ class Changes:
         return {name: table for name, table in named.items() if table is not None}
 
 
-Shared = Callable[..., Step]  # (code=, inputs=, params=) -> a step, as `Run.shared`
+def _evaluated(spec, bagged, timepoints, fitting):
+    "A model on held-out patients, as a step keeps it."
+    start = time.perf_counter()
+    found = tasks.timepoint.held_out(spec, bagged, timepoints, fitting)
+    proba = {spec.name: found.proba}
+    return {
+        "evaluation": models.baselines.evaluation_table(found.sets, proba),
+        "predictions": models.baselines.prediction_table(found.sets, proba),
+        "networks": [checkpoint_bytes(f) for f in found.fits] if spec.config else [],
+        "seconds": time.perf_counter() - start,
+        "parameters": found.parameters,
+    }
+
+
+def _whole(spec, bagged, contrast, fitting):
+    "A model trained on every patient, as a step keeps it."
+    pair = contrast[::-1]
+    model = tasks.timepoint.fit_whole(spec, bagged, pair, fitting)
+    sets = pp.timepoint_pairs(bagged, pair)
+    if spec.network:
+        sets = model.aligned(sets)
+    return {
+        "input_change": tl.checks.input_change(model.predict_proba, sets),
+        "network": checkpoint_bytes(model) if spec.config else None,
+    }
+
+
+def _changed(spec, forecasts, **how):
+    "A model's predicted changes of held-out patients, as a step keeps them."
+    start = time.perf_counter()
+    found = tasks.forecast.held_out_change(spec, forecasts, **how)
+    seconds = time.perf_counter() - start
+    return {"change": found.change, "seconds": seconds, "parameters": found.parameters}
+
+
+Shared = Callable[..., Steps]  # (code=, inputs=, params=) -> steps, as `Run.shared`
 
 
 class CohortSteps:
@@ -164,7 +200,7 @@ class CohortSteps:
 
     def changes(
         self,
-        step: Step,  # keeps what depends on a file of gene sets, as `Run.step`
+        step: Pieces,  # keeps what depends on a file of gene sets, as `Run.step`
         gene_sets: Any = None,  # a GMT file; None: none are tested
     ) -> Changes:
         "What changed between the timepoints: genes, cell types, gene sets."
@@ -220,27 +256,28 @@ class CohortSteps:
         params = {"model": spec.name, "origin": spec.origin, **fitting, **params}
         return self._shared(code=model_code(spec, task), inputs=self.hash, params=params)
 
+    @staticmethod
+    def _at_once(pieces, what):
+        "Results of pieces of work (steps, name, work) of several models, in the same order."
+        if not pieces:
+            return []
+        keep = pieces[0][0].keep
+        return keep([steps.piece(name, work) for steps, name, work in pieces], what)
+
     def evaluated(
         self,
-        spec: Any,  # ModelSpec
-        timepoints: tuple[str, ...],  # what is classified, earliest first
-    ) -> dict[str, Any]:  # evaluation, predictions (tables), networks, seconds, parameters
-        "One model on held-out patients."
+        asked: list[tuple[Any, tuple[str, ...]]],  # ModelSpecs, and the timepoints that each
+        # classifies, earliest first
+        what: str | None = None,  # label of the progress bar
+    ) -> list[dict[str, Any]]:  # evaluation, predictions (tables), networks, seconds, parameters
+        "Models on held-out patients."
 
-        def work():
-            start = time.perf_counter()
-            found = tasks.timepoint.held_out(spec, self.bagged, timepoints, self.fitting)
-            proba = {spec.name: found.proba}
-            return {
-                "evaluation": models.baselines.evaluation_table(found.sets, proba),
-                "predictions": models.baselines.prediction_table(found.sets, proba),
-                "networks": [checkpoint_bytes(f) for f in found.fits] if spec.config else [],
-                "seconds": time.perf_counter() - start,
-                "parameters": found.parameters,
-            }
+        def piece(spec, times):
+            name = f"evaluate/{slug('-'.join(times))}/{slug(spec.name)}"
+            work = partial(_evaluated, spec, self.bagged, times, self.fitting)
+            return self._steps(spec), name, work
 
-        name = f"evaluate/{slug('-'.join(timepoints))}/{slug(spec.name)}"
-        return self._steps(spec)(name, work)
+        return self._at_once([piece(*a) for a in asked], what)
 
     def ranked(
         self,
@@ -263,39 +300,32 @@ class CohortSteps:
 
     def whole(
         self,
-        spec: Any,  # ModelSpec that predicts
-        contrast: tuple[str, str],  # (later, earlier)
-    ) -> dict[str, Any]:  # input_change; network: bytes of a checkpoint, or None
-        "One model trained on every patient, and how much shuffled inputs change its output."
+        asked: list[tuple[Any, tuple[str, str]]],  # ModelSpecs that predict, and a contrast each
+        # (later, earlier)
+    ) -> list[dict[str, Any]]:  # input_change; network: bytes of a checkpoint, or None
+        "Models trained on every patient, and how much shuffled inputs change their output."
 
-        def work():
-            pair = contrast[::-1]
-            model = tasks.timepoint.fit_whole(spec, self.bagged, pair, self.fitting)
-            sets = pp.timepoint_pairs(self.bagged, pair)
-            if spec.network:
-                sets = model.aligned(sets)
-            return {
-                "input_change": tl.checks.input_change(model.predict_proba, sets),
-                "network": checkpoint_bytes(model) if spec.config else None,
-            }
+        def piece(spec, contrast):
+            name = f"whole/{slug(contrast_name(*contrast))}/{slug(spec.name)}"
+            work = partial(_whole, spec, self.bagged, contrast, self.fitting)
+            return self._steps(spec), name, work
 
-        name = f"whole/{slug(contrast_name(*contrast))}/{slug(spec.name)}"
-        return self._steps(spec)(name, work)
+        return self._at_once([piece(*a) for a in asked], None)
 
     def changed(
         self,
-        spec: Any,  # ModelSpec
+        specs: list[Any],  # ModelSpecs
         forecasts: Any,  # Forecasts: rows of a task and its timepoint
-    ) -> dict[str, Any]:  # change (n, genes), seconds, parameters
-        "The predicted change of every row, by one model that never saw its patient."
-
-        def work():
-            start = time.perf_counter()
-            how = {"seed": self.fitting.seed, "device": self.fitting.device}
-            found = tasks.forecast.held_out_change(spec, forecasts, **how)
-            seconds = time.perf_counter() - start
-            return {"change": found.change, "seconds": seconds, "parameters": found.parameters}
-
+        what: str | None = None,  # label of the progress bar
+    ) -> dict[str, dict[str, Any]]:  # model -> change (n, genes), seconds, parameters
+        "The predicted change of every row, by models that never saw its patient."
         notes = forecasts.notes
-        name = f"{notes['task']}/{slug(notes['target'])}/{slug(spec.name)}"
-        return self._steps(spec, "longaml.tasks.forecast")(name, work)
+        how = {"seed": self.fitting.seed, "device": self.fitting.device}
+
+        def piece(spec):
+            name = f"{notes['task']}/{slug(notes['target'])}/{slug(spec.name)}"
+            work = partial(_changed, spec, forecasts, **how)
+            return self._steps(spec, "longaml.tasks.forecast"), name, work
+
+        found = self._at_once([piece(s) for s in specs], what)
+        return {spec.name: one for spec, one in zip(specs, found)}

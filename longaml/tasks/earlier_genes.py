@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ..core import derive_seed, progress, rng_for
+from ..core import AT_ONCE, Pieces, derive_seed, rng_for
 from ..models.attribution import integrated_gradients
 from longaml.models.forecasters import (
     BaselineExpression,
@@ -136,8 +136,8 @@ def exchanged(
     return replace(f, x=f.x[pick], mask=f.mask[pick])
 
 # %% ../../nbs/tasks/602_earlier_genes.ipynb #21113aa7
-def _at_once(name, fn):  # a piece of work that is not kept
-    return fn()
+def _null_scores(score, f, seed, i):  # (G,) with earlier visits exchanged
+    return score(exchanged(f, derive_seed(seed, "null", i)))
 
 
 def _top_frequency(score, f, k, halves, seed):  # (G,) how often among the top k of half-cohorts
@@ -175,19 +175,20 @@ def rank_earlier_genes(
     k: int = 50,  # size of the top list for stability
     seed: int = 0,  # every random number follows from it
     device: str = "auto",  # of networks
-    step: Callable = _at_once,  # how a piece of work is run and kept, as Run.step
+    step: Pieces = AT_ONCE,  # how pieces of work are run and kept, as Run.step
 ) -> Ranked:  # log2_fold_change and direction are of the gene's own change
     "Rank genes by how their earlier expression predicts the change of others, with a null."
     score = _scorer(model, device, seed)
     model = model if isinstance(model, str) else resolve(model, "forecast").name
     what = f"{f.notes['task']}-{f.notes['target']}/{model}"
-    observed = step(f"earlier/{what}/observed", lambda: score(f))
-    scores = []
-    for i in progress(range(nulls), f"{what}: exchanged visits"):
-        made = partial(lambda i: score(exchanged(f, derive_seed(seed, "null", i))), i)
-        scores.append(step(f"earlier/{what}/null-{i:04d}", made))
+    works = {
+        "observed": partial(score, f),
+        "stability": partial(_top_frequency, score, f, k, halves, seed),
+    }
+    works |= {f"null-{i:04d}": partial(_null_scores, score, f, seed, i) for i in range(nulls)}
+    named = {f"earlier/{what}/{piece}": work for piece, work in works.items()}
+    observed, stable, *scores = step.many(named, f"{what}: exchanged visits")
     null = np.stack(scores)
-    stable = step(f"earlier/{what}/stability", lambda: _top_frequency(score, f, k, halves, seed))
     change = patient_mean(f.change, f.patients) / np.log(2)
     level = f.own.mean(0)
     read = np.any(null != 0, axis=0) | (observed != 0)

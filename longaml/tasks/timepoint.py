@@ -18,9 +18,11 @@ import numpy as np
 import pandas as pd
 
 from longaml.core import (
+    AT_ONCE,
     CELL_TYPE,
     PATIENT,
     TIMEPOINT,
+    Pieces,
     contrast_name,
     contrasts,
     counts_of,
@@ -378,10 +380,6 @@ def timepoint_scorer(
     return setup.score, setup.design, setup.changes
 
 # %% ../../nbs/tasks/600_timepoint.ipynb #127caeef
-def _at_once(name, fn):  # a piece of work that is not kept
-    return fn()
-
-
 def rank_by(
     spec: ModelSpec,  # that ranks
     setup: RankingSetup,  # from ranking_setup
@@ -390,7 +388,7 @@ def rank_by(
     nulls: int = 20,  # permutations of samples; more where a fit costs nothing (`least_nulls`)
     halves: int = 10,  # half-cohorts for stability
     k: int = 50,  # size of the top list for stability
-    step: Callable = _at_once,  # how a piece of work is run and kept, as Run.step
+    step: Pieces = AT_ONCE,  # how pieces of work are run and kept, as Run.step
 ) -> Ranked:  # table, stability, aligned null scores (B, genes)
     "Rank genes by a scorer that is set up, with a null of permuted samples and the stability."
     level = np.asarray(data.bagged.X.mean(0)).ravel() if setup.level is None else setup.level
@@ -423,7 +421,7 @@ def rank(
     seed: int = 0,  # of folds, permutations and halves
     device: str = "auto",  # of networks
     rows: Any = None,  # AnnData from change_rows, for rankings by correlation networks
-    step: Callable = _at_once,  # how a piece of work is run and kept, as Run.step
+    step: Pieces = AT_ONCE,  # how pieces of work are run and kept, as Run.step
 ) -> Ranked:  # table, stability, aligned null scores (B, genes)
     "Rank genes by a model's held-out score, with a null of permuted samples and the stability."
     contrast = contrast or contrasts(timepoints_of(bagged))[0]

@@ -10,6 +10,7 @@ __all__ = ['UNKNOWN_INDEX', 'DEFAULT_RANKING', 'StabilityIndex', 'nogueira', 'St
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,17 @@ from anndata import AnnData
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from ..core import PATIENT, SAMPLE, TIMEPOINT, derive_seed, log, progress, rng_for
+from longaml.core import (
+    AT_ONCE,
+    PATIENT,
+    SAMPLE,
+    TIMEPOINT,
+    Pieces,
+    derive_seed,
+    log,
+    progress,
+    rng_for,
+)
 from .checks import audit
 from longaml.tl.permutation import (
     Assignment,
@@ -200,11 +211,6 @@ class Ranked(NamedTuple):
         return audit(self.table, cohort, stability=stable, **given)
 
 # %% ../../nbs/tl/304_ranking.ipynb #b83933e3
-def _run_at_once(name: str, fn: Callable[[], Any]) -> Any:
-    "Run a piece of work without keeping its result."
-    return fn()
-
-
 @dataclass(frozen=True)
 class GeneChanges:
     "The samples that are permuted, and each gene's change and mean expression."
@@ -226,25 +232,15 @@ class RankingOptions:
     seed: int = 0  # of permutations and halves
     at_once: int = 2  # permutations per piece of work
     name: str | None = None  # of the pieces of work; None: from contrast and model
-    step: Callable[[str, Callable], Any] = _run_at_once  # runs a piece of work, as Run.step
+    step: Pieces = AT_ONCE  # runs pieces of work, as Run.step
 
 
 DEFAULT_RANKING = RankingOptions()
 
 
-def _kept_stability(
-    scorer: Scorer, design: pd.DataFrame, name: str, options: RankingOptions
-) -> Stability:
-    "Stability of a scorer, run as a piece of work; not measured below three patients."
-    patients = design[PATIENT].nunique()
-    if patients < 3:
-        return Stability(patients=patients)
-
-    def work():
-        found = stability(scorer, design, k=options.k, n=options.halves, seed=options.seed)
-        return vars(found)
-
-    return Stability(**options.step(f"rank/{name}/stability", work))
+def _stability_of(scorer: Scorer, design: pd.DataFrame, k: int, n: int, seed: int) -> dict:
+    "Stability of a scorer, as a step keeps it."
+    return vars(stability(scorer, design, k=k, n=n, seed=seed))
 
 
 def rank_scorer(
@@ -258,25 +254,30 @@ def rank_scorer(
 ) -> Ranked:
     "Score genes as observed and under permuted samples, and measure stability over half-cohorts."
     design = genes.design
-    step = options.step
     name = options.name or f"{contrast}/{model}"
-    fit_seed = derive_seed(options.seed, "fit", name) % 2**31
+    scored = partial(scorer, seed=derive_seed(options.seed, "fit", name) % 2**31)
     perms = permute_samples(design, n=options.nulls, seed=options.seed)
-
-    def scored(assignments: Sequence[Assignment]) -> np.ndarray:
-        return scorer(assignments, seed=fit_seed)
-
+    works: dict[str, Callable[[], Any]] = {}
     if genes.tested is not None:
         observed = two_sided_z(genes.tested["p_value"].to_numpy())
     if observed is None:
-        truth = [observed_assignment(design)]
-        observed = step(f"rank/{name}/observed", lambda: scored(truth))[0]
-    pieces = []
-    for i in progress(range(0, len(perms), options.at_once), f"{name}: permuted samples"):
+        works["observed"] = partial(scored, [observed_assignment(design)])
+    patients = design[PATIENT].nunique()
+    if patients >= 3:  # first of those that take long
+        of = (options.k, options.halves, options.seed)
+        works["stability"] = partial(_stability_of, scorer, design, *of)
+    for i in range(0, len(perms), options.at_once):
         some = perms.assignments[i : i + options.at_once]
-        pieces.append(step(f"rank/{name}/null-{i:04d}", lambda some=some: scored(some)))
-    null = np.concatenate(pieces)
-    stable = _kept_stability(scorer, design, name, options)
+        works[f"null-{i:04d}"] = partial(scored, some)
+    kept = options.step.many(
+        {f"rank/{name}/{piece}": work for piece, work in works.items()},
+        f"{name}: permuted samples, halves",
+    )
+    found = dict(zip(works, kept))
+    if observed is None:
+        observed = found["observed"][0]
+    null = np.concatenate([v for piece, v in found.items() if piece.startswith("null-")])
+    stable = Stability(**found.get("stability", {"patients": patients}))
     read = (null != 0).any(0) | (observed != 0)
     if not read.any():
         log.warning("%s, %s: every score is zero; all genes have p = 1.", contrast, model)
