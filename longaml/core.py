@@ -304,8 +304,11 @@ def _in_processes(work, items):
                 done += 1
                 yield value
         except TerminatedWorkerError:
-            if ended == done:  # the same piece again
-                raise
+            if ended == done:
+                raise RuntimeError(
+                    "a process ended twice before its piece of work was done, perhaps for want of "
+                    "memory; what is done is kept. Try fewer at once, such as jobs=1."
+                ) from None
             ended = done
             log.warning("a process ended before its piece of work was done; it is done again.")
 

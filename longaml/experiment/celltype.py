@@ -35,6 +35,7 @@ from longaml.experiment.driver import (
     Device,
     Experiment,
     Folder,
+    Jobs,
     Option,
     ReadOptions,
     label_check,
@@ -97,6 +98,7 @@ class TrainConfig(Folder):
     epochs: Annotated[
         int | None, Option("Passes over the cells at most; 30 if left out.", "N", least=1)
     ] = None
+    jobs: Jobs = None
     device: Device = "auto"
 
     def settings(self) -> dict[str, Any]:
@@ -211,11 +213,11 @@ class TrainCelltype(Experiment):
         splits = tasks.celltype.celltype_splits(
             data.cells, n_folds=config.n_folds, before=data.before, seed=config.seed
         )
-        tables = [
-            run.step(f"evaluate/fold-{i}", partial(judge, s.train, s.test, before=s.before))
+        works = {
+            f"evaluate/fold-{i}": partial(judge, s.train, s.test, before=s.before)
             for i, s in enumerate(splits, 1)
-        ]
-        return pd.concat(tables, ignore_index=True)
+        }
+        return pd.concat(run.step.many(works, "held-out folds"), ignore_index=True)
 
     def tables(self, data: TrainingCells, found: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "The tables by name."

@@ -361,16 +361,15 @@ class DE(Experiment):
         if not config.permutations:
             return None
         names = {contrast_name(*pair): pair for pair in pairs}
+        tested = [c for c in table["contrast"].unique() if c in names]
+        works = {f"permuted/{slug(c)}": partial(self._calls, data, names[c]) for c in tested}
+        called = dict(zip(tested, run.step.many(works, "permuted visits")))
+        why = "the contrast is no pair of timepoints, whose visits could be exchanged"
         found = []
         for contrast, rows in table.groupby("contrast", sort=False):
-            pair = names.get(contrast)
-            if pair is None:
-                why = "the contrast is no pair of timepoints, whose visits could be exchanged"
-                check = checks.permutation_check(rows, None, why=why)
-            else:
-                work = partial(self._calls, data, pair)
-                calls = run.step(f"permuted/{slug(contrast)}", work)
-                check = checks.permutation_check(rows, calls)
+            calls = called.get(contrast)
+            given = {"why": why} if contrast not in called else {}
+            check = checks.permutation_check(rows, calls, **given)
             found.append(check.assign(contrast=contrast))
         return pd.concat(found, ignore_index=True)
 

@@ -23,6 +23,7 @@ from longaml.experiment.driver import (
     Device,
     Experiment,
     Folder,
+    Jobs,
     Option,
     model_choices,
 )
@@ -100,6 +101,7 @@ class PerturbConfig(Folder):
     min_cells: Annotated[
         int, Option("Perturbations with fewer cells are left out.", "N", least=1)
     ] = 10
+    jobs: Jobs = None
     device: Device = "auto"
 
     def folds(self) -> int | str:

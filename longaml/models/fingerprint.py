@@ -337,7 +337,22 @@ def _load_file(path):  # the module of a Python file, once per content
         raise ValueError(
             f"{str(path)!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
+    _travels(module, file.resolve().parent)
     return module
+
+
+def _travels(module, folder):  # what a file defines goes along to other processes, with what it
+    # imported from its own folder, for they cannot import it by name
+    try:
+        from joblib.externals import cloudpickle  # joblib before 1.6 brought its own
+    except ImportError:
+        import cloudpickle
+
+    for name, one in list(sys.modules.items()):
+        place = getattr(one, "__file__", None)
+        beside = place is not None and Path(place).parent == folder
+        if one is module or (beside and name == one.__name__ != "__main__"):
+            cloudpickle.register_pickle_by_value(one)
 
 
 def _is_fitted_by(value):  # whether an object, and no class, has `fit`

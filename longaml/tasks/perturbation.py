@@ -7,7 +7,7 @@ __all__ = ['TASK', 'chosen_predictors', 'predictor', 'HeldOutScreen', 'held_out_
            'evaluate_perturbations', 'response_lines']
 
 # %% ../../nbs/tasks/604_perturbation.ipynb #6e6cf706
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from ..core import check_choice, progress
+from ..core import AT_ONCE, Pieces, check_choice
 from ..models.contract import ModelSpec
 from ..models.contract import names as model_names
 from ..models.contract import spec as registered
@@ -174,10 +174,6 @@ class PerturbationEvaluation:
     bulk: AnnData  # pseudobulk of all cells
 
 
-def _run_now(name, compute):  # a step that is not kept
-    return compute()
-
-
 def _as_spec(model):  # of a registered name, or of a function that makes a predictor
     if isinstance(model, str):
         return registered(model, TASK)
@@ -194,7 +190,7 @@ def evaluate_perturbations(
     min_cells: int = 10,  # perturbations with fewer cells are left out
     seed: int = 0,  # every random number follows from it
     device: str = "auto",  # of networks
-    step: Callable[[str, Callable], Any] = _run_now,  # (name, function) -> result; see Run.step
+    step: Pieces = AT_ONCE,  # how pieces of work are run and kept, as Run.step
 ) -> PerturbationEvaluation:
     """Predict every held-out perturbation by every model, score it, and compare with the mean.
 
@@ -204,10 +200,9 @@ def evaluate_perturbations(
     own = [m for m in models or [] if not isinstance(m, str)]
     chosen = [_as_spec(m) for m in [*chosen_predictors(named), *own]]
     screen = held_out_screen(adata, n_folds=n_folds, min_cells=min_cells, seed=seed)
-    found = {
-        model.name: step(f"predict/{model.name}", partial(_by_model, model, screen, seed, device))
-        for model in progress(chosen, "models")
-    }
+    works = {m.name: partial(_by_model, m, screen, seed, device) for m in chosen}
+    kept = step.many({f"predict/{name}": work for name, work in works.items()}, "models")
+    found = dict(zip(works, kept))
     halves = step("halves", partial(_by_halves, adata, screen, min_cells, seed))
     scores = [result["scores"] for result in found.values()]
     evaluation = pd.concat([*scores, halves["ceiling"]], ignore_index=True)

@@ -65,6 +65,11 @@ class GeneTestScorer:
         design = design_of(bulk, contrast[::-1])
         self.design = design[design[PATIENT].isin(self._both.columns[self._both.any()])]
 
+    def __getstate__(self) -> dict:
+        "What travels to another process: the fits of the cohort, made once, without the counts."
+        assert self._known is not None
+        return {name: value for name, value in vars(self).items() if name != "_bulk"}
+
     @cached_property
     def _parts(self) -> list[CellTypeTests]:
         fitted = fit_cell_types(self._bulk, DEFAULT_DESIGN, self.contrast, self._how, NotTested())

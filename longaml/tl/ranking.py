@@ -8,6 +8,7 @@ __all__ = ['UNKNOWN_INDEX', 'DEFAULT_RANKING', 'StabilityIndex', 'nogueira', 'St
 
 # %% ../../nbs/tl/304_ranking.ipynb #6b784849
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +28,11 @@ from longaml.core import (
     Pieces,
     derive_seed,
     log,
-    progress,
+    parallel_map,
     rng_for,
 )
 from .checks import audit
 from longaml.tl.permutation import (
-    Assignment,
     Scorer,
     align_scores,
     observed_assignment,
@@ -126,6 +126,41 @@ class Stability:
         return {k: v for k, v in vars(self).items() if k != "frequency"}
 
 
+def _halves(design: pd.DataFrame, n: int, seed: int) -> list[pd.DataFrame]:
+    "Samples of random halves of the patients."
+    patients = design[PATIENT].unique()
+    size = math.ceil(len(patients) / 2)
+    if size < 2:
+        raise ValueError(f"stability needs at least 3 patients to halve; found {len(patients)}")
+    rng = rng_for(seed, "stability")
+    members = [rng.choice(patients, size, replace=False) for _ in range(n)]
+    return [design[design[PATIENT].isin(m)] for m in members]
+
+
+def _half_scores(
+    scorer: Scorer, half: pd.DataFrame, seed: int, permuted: bool = True
+) -> np.ndarray:  # (1 or 2, genes): as observed, and with samples permuted
+    "Scores of one half-cohort."
+    found = [scorer([observed_assignment(half)], seed=seed)]
+    if permuted:
+        found.append(scorer([permute_samples(half, n=1, seed=seed).assignment(0)], seed=seed))
+    return np.concatenate(found)
+
+
+def _stability_from(
+    scores: list[np.ndarray],  # of each half-cohort, from _half_scores
+    patients: int,  # of the whole cohort
+    k: int,  # size of the top list
+    seed: int,  # of ties
+) -> Stability:
+    "How well half-cohorts agree."
+    kinds = zip(("observed", "null"), np.stack(scores, axis=1))
+    found = {kind: _Selection.of(s, k, rng_for(seed, "ties", kind)) for kind, s in kinds}
+    observed = found["observed"]
+    null = found["null"].agreement if "null" in found else UNKNOWN_INDEX
+    return Stability(*observed.agreement, *null, observed.frequency, patients, k, len(scores))
+
+
 def stability(
     scorer: Scorer,  # assignments -> (assignments, genes)
     design: pd.DataFrame,  # from design_of
@@ -139,25 +174,12 @@ def stability(
 
     The same index under permuted samples has the prefix `null_`. The index and the frequency are
     missing where some half gives all genes one score."""
-    patients = design[PATIENT].unique()
-    size = math.ceil(len(patients) / 2)
-    if size < 2:
-        raise ValueError(f"stability needs at least 3 patients to halve; found {len(patients)}")
-    rng = rng_for(seed, "stability")
-    members = [rng.choice(patients, size, replace=False) for _ in range(n)]
-    halves = [design[design[PATIENT].isin(m)] for m in members]
-
-    def measured(assignments: list[Assignment], kind: str) -> _Selection:
-        every = progress(enumerate(assignments), f"stability ({kind})", total=n)
-        scores = np.concatenate([scorer([a], seed=seed + i) for i, a in every])
-        return _Selection.of(scores, k, rng_for(seed, "ties", kind))
-
-    observed = measured([observed_assignment(h) for h in halves], "observed")
-    null = UNKNOWN_INDEX
-    if permuted:
-        exchanged = [permute_samples(h, n=1, seed=seed + i) for i, h in enumerate(halves)]
-        null = measured([p.assignment(0) for p in exchanged], "null").agreement
-    return Stability(*observed.agreement, *null, observed.frequency, len(patients), k, n)
+    works = [
+        partial(_half_scores, scorer, half, seed + i, permuted)
+        for i, half in enumerate(_halves(design, n, seed))
+    ]
+    scores = list(parallel_map(operator.call, works, "stability"))
+    return _stability_from(scores, design[PATIENT].nunique(), k, seed)
 
 # %% ../../nbs/tl/304_ranking.ipynb #050734d6
 def ranking_table(
@@ -238,11 +260,6 @@ class RankingOptions:
 DEFAULT_RANKING = RankingOptions()
 
 
-def _stability_of(scorer: Scorer, design: pd.DataFrame, k: int, n: int, seed: int) -> dict:
-    "Stability of a scorer, as a step keeps it."
-    return vars(stability(scorer, design, k=k, n=n, seed=seed))
-
-
 def rank_scorer(
     scorer: Scorer,  # assignments -> (assignments, genes)
     genes: GeneChanges,  # what is permuted, and what the genes are described with
@@ -262,13 +279,13 @@ def rank_scorer(
         observed = two_sided_z(genes.tested["p_value"].to_numpy())
     if observed is None:
         works["observed"] = partial(scored, [observed_assignment(design)])
-    patients = design[PATIENT].nunique()
-    if patients >= 3:  # first of those that take long
-        of = (options.k, options.halves, options.seed)
-        works["stability"] = partial(_stability_of, scorer, design, *of)
     for i in range(0, len(perms), options.at_once):
         some = perms.assignments[i : i + options.at_once]
         works[f"null-{i:04d}"] = partial(scored, some)
+    patients, seed = design[PATIENT].nunique(), options.seed
+    halves = _halves(design, options.halves, seed) if patients >= 3 else []
+    for i, half in enumerate(halves):
+        works[f"half-{i:04d}"] = partial(_half_scores, scorer, half, seed + i)
     kept = options.step.many(
         {f"rank/{name}/{piece}": work for piece, work in works.items()},
         f"{name}: permuted samples, halves",
@@ -277,7 +294,14 @@ def rank_scorer(
     if observed is None:
         observed = found["observed"][0]
     null = np.concatenate([v for piece, v in found.items() if piece.startswith("null-")])
-    stable = Stability(**found.get("stability", {"patients": patients}))
+    stable = Stability(patients=patients)
+    if halves:
+        scores = [v for piece, v in found.items() if piece.startswith("half-")]
+
+        def measured() -> dict:
+            return vars(_stability_from(scores, patients, options.k, seed))
+
+        stable = Stability(**options.step(f"rank/{name}/stability", measured))
     read = (null != 0).any(0) | (observed != 0)
     if not read.any():
         log.warning("%s, %s: every score is zero; all genes have p = 1.", contrast, model)

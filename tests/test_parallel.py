@@ -1,0 +1,130 @@
+"""Pieces of work in several processes: the same bytes for any number of processes, whatever happens
+to one of them.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from longaml.cli import main
+from longaml.core import InputError, log, parallel_map, workers
+from longaml.experiment.results import load_result
+
+OWN = Path(__file__).parent / "own_models.py"
+
+
+def numbers(out):
+    "Every file of a run as bytes; of steps, the results without the seconds they took."
+
+    def content(path):
+        if path.name == "comparison.csv":
+            return pd.read_csv(path).drop(columns="seconds").to_csv()
+        if path.suffix != ".npz":
+            return path.read_bytes()
+        value = load_result(path)["value"]
+        if isinstance(value, dict):
+            value.pop("seconds", None)
+        return repr(value)
+
+    return {
+        p.relative_to(out).as_posix(): content(p)
+        for p in Path(out).rglob("*")
+        if p.is_file() and p.name not in ("timings.json", ".lock")
+    }
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    "A folder in the GEO layout."
+    out = tmp_path_factory.mktemp("simulated") / "cohort"
+    size = "--preset small --patients 6 --genes 100 --cells 120 --drivers 6 --seed 2"
+    assert main(["simulate", str(out), *size.split()]) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"run --task timepoint,forecast --models logistic,paired_de,{OWN}:Dense --nulls 4 "
+        "--halves 3 --no-report",
+        "compare --tasks timepoint,forecast --models logistic,ridge",
+        "de --permutations 4",
+    ],
+)
+def test_two_processes_give_the_bytes_of_one(command, cohort, tmp_path):
+    name, *options = command.split()
+    for jobs in "12":
+        where = [str(cohort), "--out", str(tmp_path / jobs)]
+        assert main([name, *where, *options, "--no-figures", "--jobs", jobs]) == 0
+    one, two = numbers(tmp_path / "1"), numbers(tmp_path / "2")
+    assert one.keys() == two.keys() and len(one) > 3
+    assert [k for k in one if one[k] != two[k]] == []
+
+
+def dies_once(folder):
+    "A piece of work that kills its process the first time that it is done."
+
+    def work(i):
+        mark = Path(folder, f"{i}")
+        if i == 2 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return i**2
+
+    return work
+
+
+def test_a_killed_process_changes_nothing(tmp_path, caplog):
+    log.propagate = True
+    with workers(2):
+        assert list(parallel_map(dies_once(tmp_path), range(5))) == [0, 1, 4, 9, 16]
+    assert "it is done again" in caplog.text
+
+
+def test_a_piece_that_always_kills_its_process_is_an_error(tmp_path):
+    def work(i):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with workers(2), pytest.raises(RuntimeError, match="fewer at once"):
+        list(parallel_map(work, range(3)))
+
+
+def test_an_error_is_the_same_in_another_process():
+    def work(i):
+        if i == 3:
+            raise InputError("no such column", parameter="layer")
+        return i
+
+    done = []
+    with workers(2), pytest.raises(InputError, match="no such column") as e:
+        for value in parallel_map(work, range(5)):
+            done.append(value)
+    assert e.value.parameter == "layer" and done in ([0, 1], [0, 1, 2])
+
+
+def test_what_a_piece_does_to_its_data_stays_with_it():
+    "Large arrays are read from one copy; a change is the change of one piece."
+    data = np.zeros(1_000_000)
+
+    def work(i):
+        data[:] += i
+        return float(data[0])
+
+    with workers(2):
+        found = list(parallel_map(work, [1.0, 2.0, 3.0]))
+    assert found == [1.0, 2.0, 3.0] and data[0] == 0.0
+
+
+def test_words_of_a_piece_are_said_here_in_order(caplog):
+    def work(i):
+        log.warning("piece %s", i)
+
+    log.propagate = True
+    with workers(2):
+        list(parallel_map(work, range(4)))
+    said = [r.getMessage() for r in caplog.records if "piece" in r.getMessage()]
+    assert said == [f"piece {i}" for i in range(4)]
