@@ -131,13 +131,14 @@ def test_a_resumed_run_is_the_same(table_file, tmp_path):
 
 
 def test_options_reach_the_test(table_file, tmp_path):
-    how = "--method beta-binomial --permutations 0 --contrast REM_vs_DX".split()
+    how = "--method beta-binomial --permutations 0 --contrast REM_vs_DX --no-figures".split()
     succeed(table_file, "--out", tmp_path / "bb", *how)
     table = pd.read_csv(tmp_path / "bb" / "abundance.csv")
     assert set(table["method"]) == {"beta-binomial"} and set(table["reference"]) == {"rest"}
     audit = pd.read_csv(tmp_path / "bb" / "audit.csv").set_index("check")
     assert audit.loc["permuted visits", "status"] == "not assessed"
     how = ["--design", "~ patient + timepoint", "--contrast", "timepointREM", "--permutations", 0]
+    how.append("--no-figures")
     succeed(table_file, "--out", tmp_path / "fixed", *how, "--reference", "type0")
     table = pd.read_csv(tmp_path / "fixed" / "abundance.csv")
     assert "type0" not in set(table["cell_type"]) and set(table["contrast"]) == {"timepointREM"}

@@ -238,7 +238,7 @@ def test_one_answer_to_what_changed(finished, cohort, tmp_path):
     assert len(both) == len(ranked) == len(every)
     for c in columns[2:]:
         assert np.allclose(both[c], both[f"{c}_ranked"], rtol=1e-6)
-    succeed("de", cohort, "--out", tmp_path / "de", "--permutations", 0)
+    succeed("de", cohort, "--out", tmp_path / "de", "--permutations", 0, "--no-figures")
     pd.testing.assert_frame_equal(table(tmp_path / "de", "de.csv"), tests)
     called = (every["q_value"] < 0.05).groupby(every["contrast"]).sum()
     for contrast, n in called.items():
@@ -556,7 +556,7 @@ def test_same_seed_same_bytes_and_progress(cohort, quick, tmp_path):
 
 
 def test_another_seed_differs(cohort, quick, tmp_path):
-    succeed("run", cohort, "--out", tmp_path / "out", *QUICK, "--seed", 1)
+    succeed("run", cohort, "--out", tmp_path / "out", *QUICK, "--no-figures", "--seed", 1)
     a, b = tables(tmp_path / "out"), tables(quick)
     assert a["ranking.csv"] != b["ranking.csv"]
     top = [set(table(o, "ranking.csv")["gene"].head(20)) for o in (tmp_path / "out", quick)]
@@ -701,7 +701,7 @@ def test_a_damaged_step_is_computed_again(cohort, quick, tmp_path):
     (step,) = (tmp_path / "out").glob(f"{RANK}/null-0000-*.npz")
     step.write_bytes(step.read_bytes()[:100])
     (tmp_path / "out" / "ranking.csv").unlink()
-    succeed("run", cohort, "--out", tmp_path / "out", *QUICK, "--resume")
+    succeed("run", cohort, "--out", tmp_path / "out", *QUICK, "--no-figures", "--resume")
     assert tables(tmp_path / "out") == tables(quick)
 
 
@@ -937,6 +937,7 @@ def test_underpowered_counts_the_patients_used(tmp_path, capsys):
     succeed(
         "run",
         "--no-report",
+        "--no-figures",
         tmp_path / "c.h5ad",
         "--timepoints",
         "DX,REM",
@@ -994,7 +995,7 @@ def test_null_cohort_is_not_believed(tmp_path, capsys):
         tmp_path / "c",
         *"--preset null --patients 8 --genes 150 --cells 120 --seed 2000".split(),
     )
-    succeed("run", tmp_path / "c", *QUICK, "--out", tmp_path / "out")
+    succeed("run", tmp_path / "c", *QUICK, "--no-figures", "--out", tmp_path / "out")
     said = capsys.readouterr().out
     assert (
         "failed check: chance level" in said

@@ -460,7 +460,7 @@ def test_commands_apply_corrections(wrong, tmp_path, caplog):
     file.write_text(CSV)
     out = tmp_path / "right"
     given = ["de", str(wrong), "--out", str(out), "--min-cells", "5", "--relabel", str(file)]
-    given += ["--permutations", "0"]
+    given += ["--permutations", "0", "--no-figures"]
     with caplog.at_level(logging.WARNING, "longaml"):
         assert main(given) == 0
     run = json.loads((out / "run.json").read_text())
