@@ -21,6 +21,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -238,8 +239,19 @@ def progress(
     return tqdm(items, desc=desc, total=total, disable=quiet, leave=False)
 
 # %% ../nbs/000_core.ipynb #a28b1e54
-WORTH = 5.0  # seconds of work before processes are started, where their number was left open
-_WORKERS = ContextVar("workers", default=(1, False))  # how many, and whether that was asked for
+WORTH = 10.0  # seconds of work before processes are started, where their number was left open
+
+
+@dataclass
+class _Workers:
+    "How many processes work at once, whether that was asked for, and the work done without them."
+
+    many: int = 1
+    asked: bool = False
+    seconds: float = 0.0
+
+
+_WORKERS = ContextVar("workers", default=_Workers())
 
 
 @contextlib.contextmanager
@@ -255,12 +267,12 @@ def workers(
     if jobs is None and os.environ.get("LONGAML_JOBS", "").isdigit():
         jobs = int(os.environ["LONGAML_JOBS"])
     many = joblib.cpu_count() if jobs is None and backend == "loky" else (jobs or -1)
-    asked = _WORKERS.set((many, jobs is not None or backend != "loky"))
+    before = _WORKERS.set(_Workers(many, jobs is not None or backend != "loky"))
     try:
         with joblib.parallel_config(backend=backend, n_jobs=many, **one):
             yield
     finally:
-        _WORKERS.reset(asked)
+        _WORKERS.reset(before)
 
 
 class _Kept(logging.Handler):
@@ -320,18 +332,17 @@ def parallel_map(
 ) -> Iterator[Any]:  # results, in the order of the items
     "Do pieces of work in the processes that `workers` allows; without it, one after the other."
     items = list(items)
-    many, asked = _WORKERS.get()
-    elapsed = 0.0
+    allowed = _WORKERS.get()
 
     def results():
-        nonlocal elapsed
         for i, item in enumerate(items):
-            if many > 1 and len(items) - i > 1 and (asked or elapsed > WORTH):
+            worth = allowed.asked or allowed.seconds > WORTH
+            if allowed.many > 1 and len(items) - i > 1 and worth:
                 yield from _in_processes(work, items[i:])
                 return
             start = time.perf_counter()
             value = work(item)
-            elapsed += time.perf_counter() - start
+            allowed.seconds += time.perf_counter() - start
             yield value
 
     yield from results() if what is None else progress(results(), what, total=len(items))

@@ -23,6 +23,7 @@ from longaml.core import (
     device_for,
     input_kind,
     listing,
+    parallel_map,
     timepoints_of,
 )
 from longaml.experiment.driver import (
@@ -149,19 +150,19 @@ def _input_changes(steps, specs, run):
 
 def _check(found, steps, changes):
     "The checks of every ranking, with what the reader noted."
-    stable = found.stability if "index" in found.stability else None
-    checks = [
-        tl.audit(
-            found.ranking[found.ranking["contrast"] == contrast],
-            steps.cohort,
-            evaluation=found.evaluation,
-            stability=stable,
-            seed=steps.fitting.seed,
-            input_changes=changes[contrast],
-        )
-        for contrast in found.ranking["contrast"].unique()
-    ]
-    return with_notes(pd.concat(checks, ignore_index=True), steps.cohort)
+    ranking, cohort = found.ranking, steps.cohort
+    given = {
+        "evaluation": found.evaluation,
+        "stability": found.stability if "index" in found.stability else None,
+        "seed": steps.fitting.seed,
+    }
+
+    def checked(contrast):
+        rows = ranking[ranking["contrast"] == contrast]
+        return tl.audit(rows, cohort, input_changes=changes[contrast], **given)
+
+    checks = list(parallel_map(checked, ranking["contrast"].unique()))
+    return with_notes(pd.concat(checks, ignore_index=True), cohort)
 
 
 def find_timepoints(
