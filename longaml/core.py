@@ -251,7 +251,7 @@ class _Workers:
     seconds: float = 0.0
 
 
-_WORKERS = ContextVar("workers", default=_Workers())
+_WORKERS: ContextVar[_Workers | None] = ContextVar("workers", default=None)
 
 
 @contextlib.contextmanager
@@ -332,7 +332,7 @@ def parallel_map(
 ) -> Iterator[Any]:  # results, in the order of the items
     "Do pieces of work in the processes that `workers` allows; without it, one after the other."
     items = list(items)
-    allowed = _WORKERS.get()
+    allowed = _WORKERS.get() or _Workers()
 
     def results():
         for i, item in enumerate(items):
