@@ -19,6 +19,7 @@ status = {
 minor = int(cfg["min_python"].split(".")[1])
 extras = {
     "dev": cfg["dev_requirements"].split(),
+    "cluster": ["distributed>=2024.8"],
     "deseq2": ["pydeseq2>=0.5"],
     "ot": ["POT>=0.9.5"],
     "report": ["nbformat>=5.10"],  # nothing more is needed since 0.2; kept for old commands

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PATIENT', 'TIMEPOINT', 'SAMPLE', 'CELL_TYPE', 'MALIGNANT', 'BASE_CELL_TYPE', 'CLONE', 'COUNTS', 'SUMS', 'UNS', 'ALL',
-           'AML_TIMEPOINTS', 'log', 'WORTH', 'AT_ONCE', 'contrasts', 'contrast_name', 'InputError', 'MissingFileError',
-           'MissingKeyError', 'nearest', 'listing', 'check_choice', 'check_column', 'contrast_pair', 'need',
-           'derive_seed', 'rng_for', 'device_for', 'progress', 'workers', 'parallel_map', 'Pieces', 'atomic_path',
-           'slug', 'check_cohort', 'timepoints_of', 'input_kind', 'counts_of']
+           'AML_TIMEPOINTS', 'log', 'WORTH', 'BACKENDS', 'AT_ONCE', 'contrasts', 'contrast_name', 'InputError',
+           'MissingFileError', 'MissingKeyError', 'nearest', 'listing', 'check_choice', 'check_column', 'contrast_pair',
+           'need', 'derive_seed', 'rng_for', 'device_for', 'progress', 'workers', 'parallel_map', 'Pieces',
+           'atomic_path', 'slug', 'check_cohort', 'timepoints_of', 'input_kind', 'counts_of']
 
 # %% ../nbs/000_core.ipynb #faeb6b53
 import contextlib
@@ -254,22 +254,47 @@ class _Workers:
 _WORKERS: ContextVar[_Workers | None] = ContextVar("workers", default=None)
 
 
+BACKENDS = ("loky", "dask")  # of joblib: processes of this machine, a cluster's engine
+
+
+def _connected(backend: str, scheduler: str | None, jobs: int | None) -> contextlib.ExitStack:
+    "A connection to a cluster's engine, to be closed; without an address, one on this machine."
+    stack = contextlib.ExitStack()
+    if backend == "dask":
+        dask = need("distributed", "cluster")
+        local = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None}
+        given = {"address": scheduler} if scheduler else local
+        stack.enter_context(dask.Client(**given))
+    return stack
+
+
 @contextlib.contextmanager
 def workers(
     jobs: int | None = None,  # processes; None: `LONGAML_JOBS`, or one a core if that is worth it
     *,
-    backend: str = "loky",  # of joblib: loky (processes of this machine), or one it was taught
+    backend: str = "loky",  # loky: processes of this machine; dask: a cluster's engine
+    scheduler: str | None = None,  # address of the engine; None: one is started here
 ) -> Iterator[None]:
     "Within the block, `parallel_map` uses this many processes."
     import joblib
 
-    one = {"inner_max_num_threads": 1} if backend == "loky" else {}
+    here = check_choice(backend, BACKENDS, "backend") == "loky"
+    if here and scheduler is not None:
+        raise InputError(
+            f"scheduler is {scheduler!r}, the address of a cluster's engine, and the backend is "
+            "loky, which is processes of this machine; expected backend='dask' with it.",
+            parameter="backend",
+        )
+    one = {"inner_max_num_threads": 1} if here else {}
     if jobs is None and os.environ.get("LONGAML_JOBS", "").isdigit():
         jobs = int(os.environ["LONGAML_JOBS"])
-    many = joblib.cpu_count() if jobs is None and backend == "loky" else (jobs or -1)
-    before = _WORKERS.set(_Workers(many, jobs is not None or backend != "loky"))
+    many = jobs or (joblib.cpu_count() if here else -1)  # -1: as many as the engine has
+    before = _WORKERS.set(_Workers(many, jobs is not None or not here))
     try:
-        with joblib.parallel_config(backend=backend, n_jobs=many, **one):
+        with (
+            _connected(backend, scheduler, jobs),
+            joblib.parallel_config(backend=backend, n_jobs=many, **one),
+        ):
             yield
     finally:
         _WORKERS.reset(before)
@@ -288,13 +313,16 @@ class _Kept(logging.Handler):
 
 def _elsewhere(work, item, level):
     "In another process: the result of a piece of work, and what it logged."
+    from threadpoolctl import threadpool_limits
+
     os.environ["LONGAML_PROGRESS"] = "0"
     kept = _Kept()
     log.setLevel(level)
     log.addHandler(kept)
     log.propagate = False
     try:
-        return work(item), kept.said
+        with threadpool_limits(1):
+            return work(item), kept.said
     finally:
         log.removeHandler(kept)
 
@@ -337,7 +365,7 @@ def parallel_map(
     def results():
         for i, item in enumerate(items):
             worth = allowed.asked or allowed.seconds > WORTH
-            if allowed.many > 1 and len(items) - i > 1 and worth:
+            if allowed.many != 1 and len(items) - i > 1 and worth:
                 yield from _in_processes(work, items[i:])
                 return
             start = time.perf_counter()

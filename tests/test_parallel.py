@@ -65,6 +65,25 @@ def test_two_processes_give_the_bytes_of_one(command, cohort, tmp_path):
     assert [k for k in one if one[k] != two[k]] == []
 
 
+def test_an_engine_gives_the_bytes_of_one_process(cohort, tmp_path):
+    "Two processes of dask, started by the command."
+    pytest.importorskip("distributed")
+    options = "--models logistic --nulls 4 --halves 3 --timepoints DX,REL --no-report --no-figures"
+    for name, how in {"1": "--jobs 1", "dask": "--jobs 2 --backend dask"}.items():
+        where = [str(cohort), "--out", str(tmp_path / name)]
+        assert main(["run", *where, *options.split(), *how.split()]) == 0
+    one, two = numbers(tmp_path / "1"), numbers(tmp_path / "dask")
+    assert one.keys() == two.keys() and len(one) > 3
+    assert [k for k in one if one[k] != two[k]] == []
+
+
+def test_an_address_without_an_engine_is_refused(cohort, tmp_path, capsys):
+    where = [str(cohort), "--out", str(tmp_path / "out")]
+    assert main(["run", *where, "--scheduler", "tcp://localhost:1"]) == 2
+    said = capsys.readouterr().err
+    assert "--backend dask" in said and not list((tmp_path / "out").glob("*.csv"))
+
+
 def dies_once(folder):
     "A piece of work that kills its process the first time that it is done."
 
