@@ -167,10 +167,12 @@ def test_run_hands_over_what_was_given(asked, capsys):
     given = (
         "run c.h5ad --out o --patient-key p --timepoint-key t --timepoints A,B --cell-type-key l "
         """--models logistic,my.py:Net --nulls 30 --halves 4 --gene-sets s.gmt --seed 4
-        --device cpu --store s --no-report --resume"""
+        --device cpu --store s --no-report --resume --no-figures --jobs 3 --backend dask
+        --scheduler tcp://there:1"""
     )
     assert main(given.split()) == 0
     read = {
+        "jobs": 3,
         "patient_key": "p",
         "timepoint_key": "t",
         "cell_type_key": "l",
@@ -188,6 +190,9 @@ def test_run_hands_over_what_was_given(asked, capsys):
         "seed": 4,
         "device": "cpu",
         "store": Path("s"),
+        "figures": False,
+        "backend": "dask",
+        "scheduler": "tcp://there:1",
         "report": False,
         "resume": True,
     }
