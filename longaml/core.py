@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -274,6 +275,7 @@ def workers(
     *,
     backend: str = "loky",  # loky: processes of this machine; dask: a cluster's engine
     scheduler: str | None = None,  # address of the engine; None: one is started here
+    device: str | None = None,  # of networks; with a GPU and jobs=None, one process has it alone
 ) -> Iterator[None]:
     "Within the block, `parallel_map` uses this many processes."
     import joblib
@@ -288,6 +290,8 @@ def workers(
     one = {"inner_max_num_threads": 1} if here else {}
     if jobs is None and os.environ.get("LONGAML_JOBS", "").isdigit():
         jobs = int(os.environ["LONGAML_JOBS"])
+    if jobs is None and here and device is not None and device_for(device) != "cpu":
+        jobs = 1
     many = jobs or (joblib.cpu_count() if here else -1)  # -1: as many as the engine has
     before = _WORKERS.set(_Workers(many, jobs is not None or not here))
     try:
@@ -311,18 +315,24 @@ class _Kept(logging.Handler):
         self.said.append((record.levelno, record.getMessage()))
 
 
-def _elsewhere(work, item, level):
-    "In another process: the result of a piece of work, and what it logged."
+@cache
+def _one_thread():
+    "From now on, BLAS has one thread in this process; finding its libraries takes time."
     from threadpoolctl import threadpool_limits
 
+    threadpool_limits(1)
+
+
+def _elsewhere(work, item, level):
+    "In another process: the result of a piece of work, and what it logged."
+    _one_thread()
     os.environ["LONGAML_PROGRESS"] = "0"
     kept = _Kept()
     log.setLevel(level)
     log.addHandler(kept)
     log.propagate = False
     try:
-        with threadpool_limits(1):
-            return work(item), kept.said
+        return work(item), kept.said
     finally:
         log.removeHandler(kept)
 
@@ -336,7 +346,7 @@ def _in_processes(work, items):
     level = log.getEffectiveLevel()
     done, ended = 0, None
     while done < len(items):
-        pool = joblib.Parallel(return_as="generator", batch_size=1, mmap_mode="c")
+        pool = joblib.Parallel(return_as="generator", mmap_mode="c")
         try:
             for value, said in pool(call(work, item, level) for item in items[done:]):
                 for severity, text in said:

@@ -49,9 +49,14 @@ def cohort(tmp_path_factory):
 @pytest.mark.parametrize(
     "command",
     [
-        f"run --task timepoint,forecast --models logistic,paired_de,{OWN}:Dense --nulls 4 "
-        "--halves 3 --no-report",
-        "compare --tasks timepoint,forecast --models logistic,ridge",
+        f"run --models paired_de,{OWN}:Dense --nulls 3 --halves 3 --no-report",
+        pytest.param(
+            "run --task timepoint,forecast --models logistic,transformer --nulls 4 --no-report",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "compare --tasks timepoint,forecast --models logistic,ridge", marks=pytest.mark.slow
+        ),
         "de --permutations 4",
     ],
 )

@@ -272,7 +272,8 @@ class Experiment(Command):
         "The processes that work at once; they change no result."
         config = self.config
         jobs = getattr(config, "jobs", None) or getattr(config, "read", {}).get("jobs")
-        return workers(jobs, backend=config.backend, scheduler=config.scheduler)
+        where = {"backend": config.backend, "scheduler": config.scheduler}
+        return workers(jobs, **where, device=getattr(config, "device", None))
 
     def params(self) -> dict:
         "What decides the result, checked before anything is read."
