@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -315,12 +314,16 @@ class _Kept(logging.Handler):
         self.said.append((record.levelno, record.getMessage()))
 
 
-@cache
+_ONE_THREAD: set[int] = set()  # processes whose BLAS has one thread
+
+
 def _one_thread():
     "From now on, BLAS has one thread in this process; finding its libraries takes time."
     from threadpoolctl import threadpool_limits
 
-    threadpool_limits(1)
+    if os.getpid() not in _ONE_THREAD:
+        threadpool_limits(1)
+        _ONE_THREAD.add(os.getpid())
 
 
 def _elsewhere(work, item, level):
