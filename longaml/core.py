@@ -233,10 +233,16 @@ def progress(
     "`items` behind a progress bar, silent in tests, in pipes, and where `LONGAML_PROGRESS=0`."
     from tqdm.auto import tqdm
 
+    class Bar(tqdm):
+        def close(self):  # drawn once more: short steps are over before all of them are counted
+            if not self.disable:
+                self.refresh()
+            super().close()
+
     switched_off = os.environ.get("LONGAML_PROGRESS") == "0"
     testing = "PYTEST_CURRENT_TEST" in os.environ or bool(os.environ.get("IN_TEST"))
     quiet = True if switched_off or testing else None  # None: silent where nobody watches (a pipe)
-    return tqdm(items, desc=desc, total=total, disable=quiet, leave=False)
+    return Bar(items, desc=desc, total=total, disable=quiet, leave=False)
 
 # %% ../nbs/000_core.ipynb #a28b1e54
 WORTH = 10.0  # seconds of work before processes are started, where their number was left open

@@ -280,7 +280,7 @@ def test_run_and_compare_share_steps(cohort, finished, tmp_path):
     """In one folder, or with one store: what one has computed the other finds; each keeps its
     tables."""
     out = tmp_path / "out"
-    run = {"models": ["logistic"], "nulls": 2, "figures": False, "store": tmp_path / "store"}
+    run = {"models": ["logistic"], "nulls": 2, "store": tmp_path / "store"}
     run_cohort(cohort, out, **run)
     alone = files(out)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*.npz")}
@@ -298,7 +298,7 @@ def test_run_and_compare_share_steps(cohort, finished, tmp_path):
     assert json.loads((out / "run.json").read_text())["command"] == "run"
     again = tmp_path / "again"
     run_cohort(cohort, again, **run)
-    tables = [k for k in alone if k.endswith(".csv")]
+    tables = [k for k in alone if k.endswith((".csv", ".png"))]
     assert {k: files(again)[k] for k in tables} == {k: alone[k] for k in tables}
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("*.npz")}
 

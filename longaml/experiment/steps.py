@@ -256,13 +256,15 @@ class CohortSteps:
         params = {"model": spec.name, "origin": spec.origin, **fitting, **params}
         return self._shared(code=model_code(spec, task), inputs=self.hash, params=params)
 
-    @staticmethod
-    def _at_once(pieces, what):
-        "Results of pieces of work (steps, name, work) of several models, in the same order."
-        if not pieces:
-            return []
-        keep = pieces[0][0].keep
-        return keep([steps.piece(name, work) for steps, name, work in pieces], what)
+    def _of_models(self, kind, work, asked, what=None):
+        "Results of `work(spec, bags, timepoints, fitting)` for every model and its timepoints."
+        pieces, keep = [], None
+        for model, times, label in asked:
+            steps = self._steps(model)
+            keep = steps.keep
+            given = partial(work, model, self.bagged, times, self.fitting)
+            pieces.append(steps.piece(f"{kind}/{slug(label)}/{slug(model.name)}", given))
+        return keep(pieces, what) if keep else []
 
     def evaluated(
         self,
@@ -271,13 +273,8 @@ class CohortSteps:
         what: str | None = None,  # label of the progress bar
     ) -> list[dict[str, Any]]:  # evaluation, predictions (tables), networks, seconds, parameters
         "Models on held-out patients."
-
-        def piece(spec, times):
-            name = f"evaluate/{slug('-'.join(times))}/{slug(spec.name)}"
-            work = partial(_evaluated, spec, self.bagged, times, self.fitting)
-            return self._steps(spec), name, work
-
-        return self._at_once([piece(*a) for a in asked], what)
+        labelled = [(spec, times, "-".join(times)) for spec, times in asked]
+        return self._of_models("evaluate", _evaluated, labelled, what)
 
     def ranked(
         self,
@@ -304,13 +301,8 @@ class CohortSteps:
         # (later, earlier)
     ) -> list[dict[str, Any]]:  # input_change; network: bytes of a checkpoint, or None
         "Models trained on every patient, and how much shuffled inputs change their output."
-
-        def piece(spec, contrast):
-            name = f"whole/{slug(contrast_name(*contrast))}/{slug(spec.name)}"
-            work = partial(_whole, spec, self.bagged, contrast, self.fitting)
-            return self._steps(spec), name, work
-
-        return self._at_once([piece(*a) for a in asked], None)
+        labelled = [(spec, pair, contrast_name(*pair)) for spec, pair in asked]
+        return self._of_models("whole", _whole, labelled)
 
     def changed(
         self,
@@ -321,11 +313,11 @@ class CohortSteps:
         "The predicted change of every row, by models that never saw its patient."
         notes = forecasts.notes
         how = {"seed": self.fitting.seed, "device": self.fitting.device}
-
-        def piece(spec):
-            name = f"{notes['task']}/{slug(notes['target'])}/{slug(spec.name)}"
-            work = partial(_changed, spec, forecasts, **how)
-            return self._steps(spec, "longaml.tasks.forecast"), name, work
-
-        found = self._at_once([piece(s) for s in specs], what)
-        return {spec.name: one for spec, one in zip(specs, found)}
+        pieces, keep = [], None
+        for model in specs:
+            steps = self._steps(model, "longaml.tasks.forecast")
+            keep = steps.keep
+            name = f"{notes['task']}/{slug(notes['target'])}/{slug(model.name)}"
+            pieces.append(steps.piece(name, partial(_changed, model, forecasts, **how)))
+        found = keep(pieces, what) if keep else []
+        return {model.name: one for model, one in zip(specs, found)}
