@@ -250,11 +250,12 @@ WORTH = 10.0  # seconds of work before processes are started, where their number
 
 @dataclass
 class _Workers:
-    "How many processes work at once, whether that was asked for, and the work done without them."
+    "How many processes may work at once, if that was asked for; work done without; if any began."
 
     many: int = 1
     asked: bool = False
     seconds: float = 0.0
+    started: bool = False
 
 
 _WORKERS: ContextVar[_Workers | None] = ContextVar("workers", default=None)
@@ -298,7 +299,7 @@ def workers(
     if jobs is None and here and device is not None and device_for(device) != "cpu":
         jobs = 1
     many = jobs or (joblib.cpu_count() if here else -1)  # -1: as many as the engine has
-    before = _WORKERS.set(_Workers(many, jobs is not None or not here))
+    before = _WORKERS.set(allowed := _Workers(many, jobs is not None or not here))
     try:
         with (
             _connected(backend, scheduler, jobs),
@@ -307,6 +308,8 @@ def workers(
             yield
     finally:
         _WORKERS.reset(before)
+        if here and allowed.started:  # joblib would keep them, and their memory, for minutes
+            joblib.externals.loky.get_reusable_executor(reuse=True).shutdown(kill_workers=True)
 
 
 class _Kept(logging.Handler):
@@ -385,6 +388,7 @@ def parallel_map(
         for i, item in enumerate(items):
             worth = allowed.asked or allowed.seconds > WORTH
             if allowed.many != 1 and len(items) - i > 1 and worth:
+                allowed.started = True
                 yield from _in_processes(work, items[i:])
                 return
             start = time.perf_counter()
