@@ -29,9 +29,11 @@ from PIL import Image
 from tools import ROOT, python_code
 
 import longaml as la
+from longaml import pl
 from longaml.cli import main
 from longaml.experiment import report_tables
 from longaml.experiment.results import checksum, load_result, pack
+from longaml.pl.rankings import leading_genes
 
 RANKING = (
     "model contrast gene rank score direction log2_fold_change p_value q_value stability "
@@ -266,7 +268,7 @@ def test_the_report_has_the_numbers_of_the_tables(finished):
     ]
     pictures = [io.BytesIO(base64.b64decode(o["data"]["image/png"])) for o in shown]
     pictures += sorted((out / "figures").glob("*.png"))
-    assert len(shown) > 20 and len(pictures) > 60
+    assert len(shown) == 26 and len(pictures) == 53  # of three models and three contrasts
     for picture in pictures:
         dots = np.asarray(Image.open(picture).convert("RGB"))
         edges = [dots[0], dots[-1], dots[:, 0], dots[:, -1]]
@@ -402,15 +404,13 @@ def test_figures(finished):
         "depth",
         "accuracy",
         "audit",
-        *(f"stability-{c}" for c in CONTRASTS),
+        "gene_times-REL_vs_DX",
         *(
-            f"{k}-{m}-{c}"
-            for k in ("volcano", "null", "top_genes")
-            for m in ("logistic", "paired_de", "transformer")
+            f"{k}-{c}"
+            for k in ("volcano", "models", "null", "top_genes", "stability")
             for c in CONTRASTS
         ),
         *(f"{k}-{c}" for k in ("patients", "reliability") for c in CONTRASTS),
-        *(f"gene_times-{m}-REL_vs_DX" for m in ("logistic", "paired_de", "transformer")),
     }
     assert {p.stem for p in figures.glob("*.png")} == expected
     for p in figures.glob("*.png"):
@@ -630,7 +630,7 @@ RANK = "steps/rank/REL_vs_DX/logistic"
         pytest.param(f"{RANK}/half-0001.npz", 1, marks=pytest.mark.slow),
         pytest.param("evaluation.csv", 1, marks=pytest.mark.slow),
         pytest.param("ranking.csv", 1, marks=pytest.mark.slow),
-        pytest.param("figures/volcano-logistic-REL_vs_DX.png", 1, marks=pytest.mark.slow),
+        pytest.param("figures/models-REL_vs_DX.png", 1, marks=pytest.mark.slow),
         pytest.param("run.json", 2, marks=pytest.mark.slow),
     ],
 )
@@ -1498,7 +1498,10 @@ def test_classical_models_and_network_rankings_are_audited_like_any_other(cohort
         ["score", "p_value", "q_value", "stability", "mean_expression"]
     ].notna().all().all()
     assert (a.groupby("model")["check"].nunique() == a["check"].nunique()).all()
-    assert {f"figures/volcano-{n}-REL_vs_DX.png" for n in names} <= set(tree(tmp_path / "out"))
+    assert set(leading_genes(r, "REL_vs_DX")) == set(names)
+    assert {"figures/models-REL_vs_DX.png", "figures/null-REL_vs_DX.png"} <= set(
+        tree(tmp_path / "out")
+    )
 
 
 # ---- two at once, and one's own models
@@ -1532,8 +1535,10 @@ def test_own_models_on_the_command_line(cohort, tmp_path):
     for name in ("evaluation", "predictions", "ranking", "audit", "stability", "gene_changes"):
         assert own <= set(table(out, f"{name}.csv")["model"]), name
     drawn = {p.stem for p in (out / "figures").iterdir()}
-    kinds = ("volcano", "null", "top_genes", "gene_times")
-    assert {f"{k}-{m}-REL_vs_DX" for k in kinds for m in own} <= drawn
+    kinds = ("volcano", "models", "null", "top_genes", "gene_times")
+    assert {f"{k}-REL_vs_DX" for k in kinds} <= drawn
+    side_by_side = pl.rankings.plot_models(table(out, "ranking.csv"), contrast="REL_vs_DX")
+    assert own <= {t.get_text() for t in side_by_side.get_xticklabels()}
     page = (out / "report.html").read_text()
     assert all(name in page for name in own)
     checks = table(out, "audit.csv").set_index(["model", "check"])["status"]

@@ -395,8 +395,7 @@ def test_three_models_and_three_tasks(tmp_path):
         "forecast-REL-skill.png",
         "impute-REM-skill.png",
         "accuracy.png",
-        "volcano-lstm-REL_vs_DX.png",
-        "volcano-bilstm-REL_vs_DX.png",
+        "models-REL_vs_DX.png",
     } <= names
     assert {f"{m}-REL_vs_DX.pt" for m in ("transformer", "lstm", "bilstm")} <= {
         p.name for p in (tmp_path / "run" / "models").iterdir()

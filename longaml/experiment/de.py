@@ -427,15 +427,14 @@ class DE(Experiment):
     def figures(self, data: dict[str, Any], found: DEResult) -> Iterator[tuple[str, Any]]:
         "A volcano for each contrast and cell type, QQ plots for each contrast, the checks."
         scale = "counts per million" if data["de"].method == "linear" else "counts per 10,000"
-        drawn = found.table.rename(columns={"cell_type": "model"})
-        drawn["direction"] = np.where(drawn["log2_fold_change"] > 0, "up", "down")
-        changes = drawn.dropna(subset=["log2_fold_change"])  # an F-test has none
-        for (contrast, cell_type), _ in changes.groupby(["contrast", "model"], sort=False):
-            axes = pl.volcano(drawn, model=cell_type, contrast=contrast, x="log2_fold_change")
+        changes = found.table.dropna(subset=["log2_fold_change"])  # an F-test has none
+        for (contrast, cell_type), _ in changes.groupby(["contrast", "cell_type"], sort=False):
+            which = {"cell_type": cell_type, "contrast": contrast}
+            axes = pl.volcano(changes, **which, x="log2_fold_change")
             axes.set_xlabel(f"log2 fold change ({scale})")
             yield f"volcano-{slug(contrast)}-{slug(cell_type)}", axes
-        for contrast, r in drawn.groupby("contrast", sort=False):
-            groups = pd.Categorical(r["model"], r["model"].unique())
+        for contrast, r in found.table.groupby("contrast", sort=False):
+            groups = pd.Categorical(r["cell_type"], r["cell_type"].unique())
             yield f"qq-{slug(contrast)}", pl.qq(r["p_value"].to_numpy(), groups=groups)
         yield "audit", pl.audit(found.audit.rename(columns={"cell_type": "model"}))
         for contrast in [] if found.gene_sets is None else found.gene_sets["contrast"].unique():

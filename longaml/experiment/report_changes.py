@@ -22,6 +22,11 @@ def _named_types(cell_types: pd.Series) -> pd.Series:
     return cell_types.replace({ALL: "any cell type"})
 
 
+def _over_types(rows: pd.DataFrame) -> pd.DataFrame:
+    "A list that mixes cell types has q over all of them."
+    return rows.assign(q_value=rows["q_value_overall"].fillna(rows["q_value"]))
+
+
 def _shown(ordered: pd.DataFrame, n: int, least: int) -> pd.DataFrame:
     "The first rows of an ordered table: those with q < 0.1, and some whatever their q."
     return ordered[(ordered["q_value"] < 0.1) | (np.arange(len(ordered)) < least)].head(n)
@@ -75,7 +80,7 @@ def changed_genes(
 ) -> pd.DataFrame:  # gene, cell type; log2 fold change, patients the same way, q, as text
     "Genes of a contrast at 10% FDR, each where it changes most clearly, and the first whatever q."
     t = tests[tests["contrast"] == check_choice(contrast, tests["contrast"].unique(), "contrast")]
-    top = _shown(clearest(t).reset_index(), n, least)
+    top = _shown(_over_types(clearest(t)).reset_index(), n, least)
     table = pd.DataFrame(
         {
             "gene": top["gene"],
@@ -97,7 +102,7 @@ def changed_sets(
 ) -> pd.DataFrame:  # gene set, cell type; genes, mean log2 fold change, q, as text
     "Gene sets of a contrast at 10% FDR, each in its clearest cell type, and the first whatever q."
     t = sets[sets["contrast"] == check_choice(contrast, sets["contrast"].unique(), "contrast")]
-    top = _shown(clearest(t, "gene_set").reset_index(), n, least)
+    top = _shown(_over_types(clearest(t, "gene_set")).reset_index(), n, least)
     table = pd.DataFrame(
         {
             "gene set": top["gene_set"],

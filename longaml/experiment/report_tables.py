@@ -318,13 +318,15 @@ def top_genes(
 
 def changes_of(
     changes: pd.DataFrame,  # `gene_changes.csv`
-    model: str,  # whose ranking
     contrast: str,  # which contrast
+    genes: Any,  # genes wanted; those that the table lacks are left out
 ) -> pd.DataFrame:  # genes x patients, for la.pl.top_genes
-    "Log2 fold changes of a ranking's top genes by patient, in the order of the ranking."
-    c = changes[(changes["model"] == model) & (changes["contrast"] == contrast)]
+    "Log2 fold changes of genes by patient, in the order of the genes."
+    wanted = list(genes)
+    c = changes[(changes["contrast"] == contrast) & changes["gene"].isin(wanted)]
+    c = c.drop_duplicates(["gene", PATIENT])  # models share their genes' changes
     wide = c.pivot(index="gene", columns=PATIENT, values="log2_fold_change")
-    return wide.reindex(c["gene"].unique())
+    return wide.reindex([g for g in wanted if g in wide.index])
 
 
 def courses_of(

@@ -17,6 +17,7 @@ from .. import models, pl, tasks, tl
 from ..core import ALL, CELL_TYPE, PATIENT, SAMPLE, TIMEPOINT
 from .steps import Changes, RankedGenes
 from .store import slug
+from ..tl.gene_test_summary import clearest
 
 # %% ../../nbs/experiment/716_run_outputs.ipynb #e48daad2
 TOP = 25  # genes of a ranking that figures and the report show
@@ -146,7 +147,18 @@ def accuracy_figures(
 def tested_figures(
     changes: Changes,  # of a run
 ) -> Iterator[tuple[str, Any]]:
-    "Gene sets of every contrast."
+    "Genes and gene sets of every contrast."
+    tests = changes.genes
+    for contrast in [] if tests is None else tests["contrast"].unique():
+        t = tests[tests["contrast"] == contrast]
+        several = t["cell_type"].nunique() > 1
+        whole = (t[t["cell_type"] == ALL] if several else t).set_index("gene")
+        whole["log2_fold_change"] = clearest(t)["log2_fold_change"]  # of all types: a mean
+        which = {"cell_type": whole["cell_type"].iat[0], "contrast": contrast}
+        axes = pl.volcano(whole.reset_index(), **which, x="log2_fold_change")
+        where = " in the clearest cell type" if several else ""
+        axes.set_xlabel(f"log2 fold change{where} (counts per million)")
+        yield f"volcano-{slug(contrast)}", axes
     table = changes.gene_sets
     for contrast in [] if table is None else table["contrast"].unique():
         yield f"gene-sets-{slug(contrast)}", pl.gene_sets.plot_gene_sets(table, contrast=contrast)
@@ -155,26 +167,26 @@ def tested_figures(
 def ranking_figures(
     found: TimepointFindings,  # of a run
 ) -> Iterator[tuple[str, Any]]:
-    "Volcano, null, top genes and their course of every ranking; stability and checks."
+    "The models of every contrast side by side, with their nulls; the genes that lead; checks."
     table = found.ranking
     if table is None:
         return
     yield "audit", pl.audit(found.audit)
     first = table["contrast"].iat[0]
-    for r in found.rankings:
-        tag = f"{r.model}-{slug(r.contrast)}"
-        against = r.contrast.replace("_vs_", " against ")
-        own = r.ranked.table
-        top = own["gene"].head(TOP)
-        which = {"model": r.model, "contrast": r.contrast}
-        yield f"volcano-{tag}", pl.volcano(table, **which, x="log2_fold_change")
-        title = f"{r.model}, {against}: scores and their null"
-        yield f"null-{tag}", pl.null(r.ranked.null, own["score"].to_numpy(), title=title)
-        yield f"top_genes-{tag}", pl.top_genes(r.changes[top].T)
-        if r.contrast == first:
-            times = tasks.coverage.gene_times(found.bulk, top)
-            title = f"{r.model}: the top genes of {against} over time"
-            yield f"gene_times-{tag}", pl.gene_times(times, title=title)
+    for contrast in table["contrast"].unique():
+        against = contrast.replace("_vs_", " against ")
+        ranked = {r.model: r for r in found.rankings if r.contrast == contrast}
+        yield f"models-{slug(contrast)}", pl.rankings.plot_models(table, contrast=contrast)
+        scores = {m: (r.ranked.null, r.ranked.table["score"]) for m, r in ranked.items()}
+        title = f"{against}: scores and their null"
+        yield f"null-{slug(contrast)}", pl.rankings.plot_nulls(scores, title=title)
+        genes = pl.rankings.leading_genes(table, contrast).index
+        changes = next(iter(ranked.values())).changes
+        yield f"top_genes-{slug(contrast)}", pl.top_genes(changes[genes].T)
+        if contrast == first:
+            times = tasks.coverage.gene_times(found.bulk, list(genes))
+            title = f"{against}: first genes of every model"
+            yield f"gene_times-{slug(contrast)}", pl.gene_times(times, title=title)
     if "index" in found.stability:
         for contrast, s in found.stability.groupby("contrast", sort=False):
             yield f"stability-{slug(contrast)}", pl.stability(s)
