@@ -17,7 +17,6 @@ from .. import models, pl, tasks, tl
 from ..core import ALL, CELL_TYPE, PATIENT, SAMPLE, TIMEPOINT
 from .steps import Changes, RankedGenes
 from .store import slug
-from ..tl.gene_test_summary import clearest
 
 # %% ../../nbs/experiment/716_run_outputs.ipynb #e48daad2
 TOP = 25  # genes of a ranking that figures and the report show
@@ -148,12 +147,12 @@ def tested_figures(
     changes: Changes,  # of a run
 ) -> Iterator[tuple[str, Any]]:
     "Genes and gene sets of every contrast."
-    tests = changes.genes
-    for contrast in [] if tests is None else tests["contrast"].unique():
-        t = tests[tests["contrast"] == contrast]
+    tests = pd.DataFrame(columns=["contrast"]) if changes.genes is None else changes.genes
+    for contrast, t in tests.groupby("contrast", sort=False):
         several = t["cell_type"].nunique() > 1
         whole = (t[t["cell_type"] == ALL] if several else t).set_index("gene")
-        whole["log2_fold_change"] = clearest(t)["log2_fold_change"]  # of all types: a mean
+        clear = tl.gene_test_summary.clearest(t)  # the effect of all types is a mean over them
+        whole["log2_fold_change"] = clear["log2_fold_change"]
         which = {"cell_type": whole["cell_type"].iat[0], "contrast": contrast}
         axes = pl.volcano(whole.reset_index(), **which, x="log2_fold_change")
         where = " in the clearest cell type" if several else ""
