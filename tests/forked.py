@@ -27,7 +27,6 @@ def _enter(place: Path, env: dict[str, str], out: Path, err: Path) -> None:
     os.environ.clear()
     os.environ.update(env)
     sys.path.insert(0, env["PYTHONPATH"])
-    sys.dont_write_bytecode = True  # read from the environment before the fork
 
 
 def _code(place: Path, env: dict[str, str], out: Path, err: Path, code: str, args: list) -> None:

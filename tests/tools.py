@@ -148,7 +148,6 @@ def environment(
     where = {
         "PYTHONPATH": str(top),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
     drop = {"PYTEST_CURRENT_TEST", "IN_TEST"}  # nbdev exports nothing where IN_TEST is set
     return {k: v for k, v in os.environ.items() if k not in drop} | where | more
