@@ -36,16 +36,18 @@ from longaml.core import (
 )
 from .store import Steps, checkpoint_bytes, code_hash, slug
 from ..models.contract import Fitting
+from ..pp.values import row_blocks
 
 # %% ../../nbs/experiment/715_steps.ipynb #ff85fe18
-def _values(adata):
-    "The values that models read, as a canonical sparse matrix."
+def _blocks(adata):
+    "The values that models read, in canonical blocks of rows."
     from scipy import sparse
 
     values = counts_of(adata) if input_kind(adata) == "counts" else adata.X
-    x = sparse.csr_matrix(values).sorted_indices()
-    x.eliminate_zeros()
-    return x
+    for _, block in row_blocks(sparse.csr_matrix(values)):
+        block.sort_indices()
+        block.eliminate_zeros()
+        yield block
 
 
 def cohort_hash(
@@ -60,9 +62,13 @@ def cohort_hash(
     found = hashlib.sha256(json.dumps([input_kind(adata), times, genes]).encode())
     for key in (PATIENT, TIMEPOINT, SAMPLE, CELL_TYPE):
         found.update(json.dumps(adata.obs[key].astype(str).tolist()).encode())
-    x = _values(adata)
-    for part, kind in ((x.data, "f8"), (x.indices, "i8"), (x.indptr, "i8")):
-        found.update(np.ascontiguousarray(part, dtype=kind).tobytes())
+    for block in _blocks(adata):
+        found.update(block.data.astype("f8").tobytes())
+    ends = [np.zeros(1, "i8")]
+    for block in _blocks(adata):
+        found.update(block.indices.astype("i8").tobytes())
+        ends.append(ends[-1][-1] + block.indptr[1:])
+    found.update(np.concatenate(ends).astype("i8").tobytes())
     return found.hexdigest()
 
 

@@ -47,7 +47,7 @@ from longaml.pp.labels import (
 from .matrix import technical_columns
 from .samples import row_names
 from .slots import choose_matrix
-from .values import loaded, rounded_total, total_in_words
+from .values import in_file, loaded, rounded_total, taken_rows, total_in_words
 
 # %% ../../nbs/pp/209_cohort.ipynb #9ddc56ae
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def _rows_of(value, kept, names):
         part = value[kept]
         return part.set_axis(names).set_axis(part.columns.astype(str), axis=1)
     if sp.issparse(value):
-        return value.copy() if kept.all() else value.tocsr()[np.flatnonzero(kept)]
+        whole = value if in_file(value) else value.copy()
+        return whole if kept.all() else taken_rows(value.tocsr(), np.flatnonzero(kept))
     return value[kept]
 
 
@@ -147,7 +148,7 @@ def build_cohort(
     rows = describe_rows(parts.obs, keys, timepoints)
     check_longitudinal(rows.obs)
     obs = parts.obs[rows.kept]
-    X = parts.X if rows.kept.all() else parts.X[np.flatnonzero(rows.kept)]
+    X = parts.X if rows.kept.all() else taken_rows(parts.X, np.flatnonzero(rows.kept))
     if X.nnz == 0:
         raise InputError(
             "every value of the matrix is zero: there is nothing to analyse. "

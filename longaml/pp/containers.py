@@ -23,10 +23,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from anndata.experimental import read_dispatched
 from anndata.io import read_elem
 
 from ..core import InputError, check_choice, listing
-from .formats import SourceFile, opened, read_h5ad
+from .formats import SourceFile, has_large, opened, read_element, read_h5ad
 
 # %% ../../nbs/pp/221_containers.ipynb #6b2a2b00
 _FROM_R = (
@@ -233,10 +234,14 @@ def read_zarr(
     path: Path,  # folder of a zarr store
 ) -> AnnData:
     "An AnnData from a zarr store."
+    import zarr
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            adata = anndata.read_zarr(path)
+            store = zarr.open_group(path, mode="r")
+            large = has_large(store)
+            adata = read_dispatched(store, read_element) if large else anndata.read_zarr(path)
         except Exception as e:
             first = (str(e).splitlines() or [""])[0][:200]
             raise InputError(

@@ -23,6 +23,7 @@ from longaml.core import (
     check_cohort,
     input_kind,
 )
+from .values import column_sums, forget
 
 # %% ../../nbs/pp/218_identity.ipynb #24b4b55f
 X_GENE = "XIST"
@@ -82,7 +83,7 @@ def sample_sums(
     obs = check_cohort(adata).obs
     X, logged = _matrix(adata)
     sex = sex_genes(adata)
-    abundance = np.asarray(X.sum(0)).ravel()
+    abundance = column_sums(sp.csr_matrix(X))
     abundance[list(sex)] = 0
     most = np.argsort(-abundance, kind="stable")[:n_genes]
     most = np.sort(most[abundance[most] > 0])
@@ -94,6 +95,7 @@ def sample_sums(
     for i in range(len(names)):
         rows = np.flatnonzero(sample == i)
         values = sp.csr_matrix(X[rows])
+        forget(X.data, X.indices)
         values = values.expm1() if logged else values
         groups = (np.ones(len(rows)), (kind[rows], np.arange(len(rows))))
         together = sp.csr_matrix(groups, shape=(len(kinds), len(rows)))

@@ -33,6 +33,7 @@ from longaml.pp.formats import (
     text_lines,
 )
 from .genes import is_mitochondrial
+from .values import forget
 
 # %% ../../nbs/pp/207_matrix.ipynb #9efe6ed9
 DEPTH_COLUMNS = ("n_counts", "total_counts", "nCount_RNA")
@@ -65,6 +66,7 @@ def technical_columns(
         if is_mito.any():
             mito = values * is_mito[X.indices[indptr[0] : indptr[-1]]]
             sums[rows, 1] = _row_sums(mito, indptr - indptr[0])
+        forget(X.data, X.indices)
     depth = sums[:, 0]
     own = [c for c in DEPTH_COLUMNS if c in obs]
     if kind == "lognorm" and own:

@@ -36,6 +36,7 @@ from longaml.core import (
     timepoints_of,
 )
 from .genes import is_mitochondrial
+from .values import group_sums
 
 # %% ../../nbs/pp/211_preprocessing.ipynb #2fb86696
 def normalize(
@@ -104,19 +105,14 @@ def is_bulk(
     return bool(adata.obs[SAMPLE].value_counts().max() == 1)
 
 
-def _values(adata):
-    "What is summed: counts, or depth-scaled values where counts are gone."
-    if input_kind(adata) == "counts":
-        return sp.csr_matrix(counts_of(adata))
-    return sp.csr_matrix(adata.X).expm1()
-
-
 def _sum_rows(adata, code, n):
     "AnnData of `n` sums of rows; `code` is the sum that a row goes to, -1 leaves it out."
     used = np.flatnonzero(code >= 0)
-    ones = np.ones(len(used), dtype=np.float32)
-    pick = sp.csr_matrix((ones, (code[used], used)), shape=(n, adata.n_obs))
-    sums = pick @ _values(adata)
+    if input_kind(adata) == "counts":
+        sums = group_sums(sp.csr_matrix(counts_of(adata)), code, n)
+    else:  # depth-scaled values, where counts are gone
+        scaled = {"change": lambda logs, rows: logs.expm1()}
+        sums = group_sums(sp.csr_matrix(adata.X), code, n, **scaled)
     cells = np.bincount(code[used], minlength=n)
     if input_kind(adata) != "counts":  # a mean: values are no counts
         sums = sp.diags_array(1 / np.maximum(cells, 1)).astype(np.float32) @ sums

@@ -31,9 +31,11 @@ from longaml.pp.values import (
     MOST_LOG,
     Values,
     base_name,
+    changed_values,
     describe_values,
     loaded,
     named_base,
+    row_blocks,
     total_in_words,
     undo_log,
 )
@@ -199,16 +201,15 @@ def _as_counts(looked):
     "Whole numbers, and what was done for them."
     name = looked.slot.name
     values = looked.values
-    X = looked.X.astype(np.float32, copy=True)
     if values.kind == "counts" and values.exact:
-        if X.nnz > MANY_VALUES and X.data.min() == X.data.max():
+        X = changed_values(looked.X)
+        if X.nnz > MANY_VALUES and all((b.data == X.data[0]).all() for _, b in row_blocks(X)):
             return X, [
                 f"one value: all {X.nnz:,} values of {name} are {X.data[0]:g}; were counts made "
                 "present or absent?"
             ]
         return X, []
-    before = undo_log(looked.X.data, values.base)
-    X.data = np.rint(before).astype(np.float32)
+    X = changed_values(looked.X, lambda v: np.rint(undo_log(v, values.base)))
     if values.kind == "log counts":
         base = base_name(values.base)
         return X, [
@@ -217,10 +218,15 @@ def _as_counts(looked):
         ]
     if values.kind == "counts":
         return X, [f"counts rounded: {name} holds whole numbers but for rounding errors"]
-    odd = int((before != np.floor(before)).sum())
-    change = X.data.sum(dtype=float) / max(before.sum(), 1e-12) - 1
+    odd, before, after = 0, 0.0, 0.0
+    for _, block in row_blocks(looked.X):
+        v = undo_log(block.data, values.base)
+        odd += int((v != np.floor(v)).sum())
+        before += v.sum()
+        after += np.rint(v).sum()
+    change = after / max(before, 1e-12) - 1
     return X, [
-        f"corrected counts: {odd:,} of {len(before):,} values of {name} were fractional and were "
+        f"corrected counts: {odd:,} of {looked.X.nnz:,} values of {name} were fractional and were "
         f"rounded, which changed their sum by {100 * change:+.2f}%"
     ]
 
@@ -228,14 +234,15 @@ def _as_counts(looked):
 def _as_logs(looked, counts, uns):
     "Natural logarithms, and what is known about them."
     values = looked.values
-    X = looked.X.astype(np.float32, copy=True)
     base = base_name(values.base)
+    scale = np.float32(1 if base == "e" else np.log(values.base))
+    change = None if base == "e" else lambda v: v.astype(np.float32) * scale
+    X = changed_values(looked.X, change)
     how = "as was said" if counts in LOG_BASES else "told from its values"
     note = f"log values: {looked.slot.name} holds the logarithm of 1 + x in base {base} ({how})"
     if values.total:
         note += f"; before it, a row sums to {values.total:,.6g} (median)"
     if base != "e":
-        X.data *= np.float32(np.log(values.base))
         note += "; converted to natural logarithms"
     named = named_base(uns)
     if named is not None and not np.isclose(named, values.base):
@@ -296,8 +303,6 @@ def choose_matrix(
         notes += _layers_with_counts(adata, looked) if layer is None and not told else []
     else:
         X, notes = _as_counts(chosen)
-    X.sum_duplicates()
-    X.eliminate_zeros()
     genes = _named(adata, chosen.slot, gene_symbols)
     return ChosenMatrix(chosen.slot.name, X, genes.var, kind, notes + genes.notes)
 

@@ -24,6 +24,7 @@ from longaml.core import (
     rng_for,
 )
 from ..pp.preprocessing import downsample, log_per_10k
+from ..pp.values import column_sums, forget, group_sums, row_sums
 
 # %% ../../nbs/tl/302_nuisances.ipynb #5051454e
 @dataclass
@@ -37,16 +38,16 @@ class _Profiles:
     def of(cls, adata: AnnData) -> "_Profiles":
         "The profiles of a cohort."
         counts = sp.csr_matrix(counts_of(adata))
-        total = np.asarray(counts.sum(1)).ravel()
-        scaled = sp.csr_matrix(sp.diags_array(1e4 / np.maximum(total, 1)) @ counts)
+        total = row_sums(counts)
+        scale = 1e4 / np.maximum(total, 1)
         code = adata.obs.groupby([SAMPLE, CELL_TYPE], observed=True).ngroup().to_numpy()
         n = np.bincount(code)
-        averaging = sp.csr_matrix((1 / n[code], (code, np.arange(len(code)))))
         keys = {k: (k, "first") for k in (SAMPLE, PATIENT, TIMEPOINT, CELL_TYPE)}
         groups = adata.obs.assign(code=code, total=total).groupby("code")
         info = groups.agg(**keys, n=("total", "size"))
         info["share"] = info["n"] / info.groupby(SAMPLE, observed=True)["n"].transform("sum")
-        return cls(info, (averaging @ scaled).toarray())
+        scaled = {"change": lambda own, rows: sp.diags_array(scale[rows]) @ own}
+        return cls(info, group_sums(counts, code, len(n), weights=1 / n[code], **scaled).toarray())
 
     def _types(self, rows: list[int]) -> set:
         return set(self.info.loc[rows, CELL_TYPE])
@@ -113,6 +114,7 @@ def explanations(
     Composition and ambient RNA are missing where all cells have one type. `attrs["depth_p"]` is the
     p-value of a difference in depth between the timepoints (one-sample t over patients)."""
     counts = sp.csr_matrix(counts_of(adata))
+    total = row_sums(counts)
     sample = adata.obs[SAMPLE].astype(str).to_numpy()
     profiles = _Profiles.of(adata)
     changes = []
@@ -123,13 +125,14 @@ def explanations(
             continue
         names = [set(profiles.info.loc[rows, SAMPLE].astype(str)) for rows in (later, earlier)]
         cells = [np.flatnonzero(np.isin(sample, list(own))) for own in names]
-        depth = [np.median(np.asarray(counts[c].sum(1))) for c in cells]
+        depth = [np.median(total[c]) for c in cells]
         ratio.append(np.log(depth[0] / depth[1]))
         by_depth = _depth_change(counts, cells, depth, max_cells, rng_for(seed, "explain", patient))
+        forget(counts.data, counts.indices)
         changes.append([by_depth, *profiles.changes(later, earlier, patient)])
     change = np.mean(changes, axis=0) / np.log(2) if changes else np.zeros((3, adata.n_vars))
     out = pd.DataFrame(
-        {"abundance": np.asarray(counts.mean(0)).ravel(), **dict(zip(NUISANCES, change))},
+        {"abundance": column_sums(counts) / adata.n_obs, **dict(zip(NUISANCES, change))},
         index=adata.var_names,
     )
     if profiles.info[CELL_TYPE].nunique() == 1:
