@@ -83,12 +83,56 @@ def independent_columns(
     return matrix[:, np.sort(order[: int((size > 1e-9 * size[0]).sum())])]
 
 # %% ../../nbs/tl/312_linear_models.ipynb #linear10
-def _reml(y, design, weights, root):
-    "Minus twice the restricted log likelihood of every gene, but for a constant."
-    fits = fit_linear(y, design, weights, root)
+@dataclass(frozen=True)
+class _Products:
+    "Products of weighted samples, or of sums over blocks of one size: design, values, both."
+
+    designs: np.ndarray  # (genes, coefficients, coefficients)
+    both: np.ndarray  # (genes, coefficients)
+    values: np.ndarray  # (genes,)
+
+    @classmethod
+    def of(cls, x: np.ndarray, y: np.ndarray) -> "_Products":
+        "Of a design (rows, genes, coefficients) and values (rows, genes)."
+        x = np.ascontiguousarray(x.transpose(1, 2, 0))
+        y = np.ascontiguousarray(y.T)
+        return cls(x @ x.transpose(0, 2, 1), (x @ y[:, :, None])[:, :, 0], (y**2).sum(1))
+
+    def less(self, share: float, other: "_Products") -> "_Products":
+        "Without a share of other products."
+        parts = (self.designs, other.designs), (self.both, other.both), (self.values, other.values)
+        return _Products(*(a - share * b for a, b in parts))
+
+
+def _restricted(y, design, codes, weights, correlations):
+    """Minus twice the restricted log likelihood of every gene at each correlation, but for a
+    constant: (correlations, genes).
+
+    Within blocks of m samples, the inverse of a correlation r is 1 / (1 - r) times the identity
+    less r / (1 + (m - 1) r) everywhere: all that depends on the genes is added up once.
+    """
     n, p = design.shape
-    _, log_x = np.linalg.slogdet(fits.unscaled)
-    return (n - p) * np.log(fits.variance) - log_x - 2 * np.log(np.diag(root)).sum()
+    q = np.linalg.qr(design)[0]
+    scale = np.ones_like(y) if weights is None else np.sqrt(weights)
+    x = q[:, None, :] * scale[:, :, None]
+    v = (y - q @ (q.T @ y)) * scale
+    whole = _Products.of(x, v)
+    order = np.argsort(codes, kind="stable")
+    first = np.flatnonzero(np.diff(codes[order], prepend=codes.min() - 1))
+    sizes = np.diff([*first, n])
+    x, v = np.add.reduceat(x[order], first), np.add.reduceat(v[order], first)
+    blocks = {m: _Products.of(x[sizes == m], v[sizes == m]) for m in np.unique(sizes)}
+    found = []
+    for r in correlations:
+        left = whole
+        for m, products in blocks.items():
+            left = left.less(r / (1 + (m - 1) * r), products)
+        b = np.linalg.solve(left.designs, left.both[:, :, None])[:, :, 0]
+        rest = (left.values - (left.both * b).sum(1)) / (1 - r)
+        log_x = np.linalg.slogdet(left.designs)[1] - p * np.log(1 - r)
+        log_r = ((sizes - 1) * np.log(1 - r) + np.log(1 + (sizes - 1) * r)).sum()
+        found.append((n - p) * np.log(rest / (n - p)) + log_x + log_r)
+    return np.array(found)
 
 
 def consensus_correlation(
@@ -113,7 +157,7 @@ def consensus_correlation(
     low = max(-1 / max(largest - 1, 1) + 0.02, -0.9)
     grid = np.tanh(np.linspace(np.arctanh(low), np.arctanh(0.98), points))
     z = np.arctanh(grid)
-    deviance = np.array([_reml(y, design, weights, correlation_root(codes, r)) for r in grid])
+    deviance = _restricted(y, design, codes, weights, grid)
     at = np.clip(deviance.argmin(0), 1, points - 2)
     gene = np.arange(y.shape[1])
     left, mid, right = deviance[at - 1, gene], deviance[at, gene], deviance[at + 1, gene]

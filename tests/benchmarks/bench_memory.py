@@ -4,7 +4,7 @@
     python tests/benchmarks/bench_memory.py --quick      # 75 samples, 9,000 cells, 2,000 genes
     python tests/benchmarks/bench_memory.py --times 3    # three times as many cells of each sample
 
-The cohort is written to disk block by block (28 patients, three visits, ten cell types, about 1,440
+The cohort is written to disk block by block (25 patients, three visits, ten cell types, about 1,440
 genes found in a cell), and `longaml de` reads it in processes of its own: once with the matrix in
 files (as for any matrix of more than 1 GiB), once in memory. The time is that of the command, the
 memory is the largest resident set that the system reports for it. The exit status is 1 where a
@@ -38,19 +38,13 @@ def profiles(n_genes, n_types, rng):
         yield rng.choice(n_genes, TABLE, p=own / own.sum()).astype(np.int32)
 
 
-def samples(n_patients, n_samples):
-    "Patients and visits of the samples, some visits missing."
-    every = [(f"P{i:02d}", t) for i in range(n_patients) for t in ("DX", "REM", "REL")]
-    return every[: n_samples - 1] + [every[n_samples]]
-
-
-def write_cohort(path, *, n_cells, n_genes, depth, n_types=10, seed=0):
+def write_cohort(path, *, n_cells, n_genes, depth, n_types, seed=0):
     "Counts of 75 samples, a sample at a time, in a compressed h5ad."
     rng = np.random.default_rng(seed)
     tables = list(profiles(n_genes, n_types, rng))
     whole = {"chunks": (1 << 18,), "compression": "gzip", "compression_opts": 1, "shuffle": True}
     obs, ends = [], [0]
-    visits = samples(28, 75)
+    visits = [(f"P{i:02d}", t) for i in range(25) for t in ("DX", "REM", "REL")]
     with h5py.File(path, "w") as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         X = file.create_group("X")
@@ -112,11 +106,12 @@ def main():
     parse.add_argument("options", nargs="*", help="of the command, after --")
     given = parse.parse_args()
     n_cells = (given.cells or (9_000 if given.quick else 331_000)) * given.times
-    n_genes, depth = (2_000, 200) if given.quick else (25_000, 2_900)
-    options = given.options or ["--no-figures", "--no-report", "--permutations", "0"]
+    n_genes, depth, n_types = (2_000, 200, 3) if given.quick else (25_000, 2_900, 10)
+    options = given.options or ["--no-figures", "--permutations", "0"]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        values = write_cohort(place / "c.h5ad", n_cells=n_cells, n_genes=n_genes, depth=depth)
+        size = {"n_cells": n_cells, "n_genes": n_genes, "depth": depth, "n_types": n_types}
+        values = write_cohort(place / "c.h5ad", **size)
         what = f"longaml {given.command}, {n_cells:,} cells, {n_genes:,} genes"
         print(f"{what}: {values:,} values", flush=True)
         found = {}
