@@ -4,6 +4,9 @@ to one of them.
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -152,3 +155,36 @@ def test_words_of_a_piece_are_said_here_in_order(caplog):
         list(parallel_map(work, range(4)))
     said = [r.getMessage() for r in caplog.records if "piece" in r.getMessage()]
     assert said == [f"piece {i}" for i in range(4)]
+
+
+@pytest.mark.slow
+def test_interrupted_and_resumed(cohort, tmp_path):
+    "Ctrl-C reaches every process of a terminal: none stays, and what was done is used again."
+    how = "--models paired_de --nulls 4 --halves 20 --jobs 2 --no-figures --no-report --out"
+    args = ["run", str(cohort), *how.split()]
+    code = "import sys; from longaml.cli import main; sys.exit(main())"
+    call = [sys.executable, "-c", code, *args, str(tmp_path / "out")]
+    where = {"env": os.environ | {"LONGAML_PROGRESS": "0"}, "start_new_session": True}
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(call, stderr=said, stdout=said, **where)
+    steps = tmp_path / "out" / "steps"
+    until = time.monotonic() + 120
+    while not list(steps.rglob("half-0002*.npz")) and time.monotonic() < until:
+        assert process.poll() is None, (tmp_path / "said").read_text()
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    text = (tmp_path / "said").read_text()
+    assert "--resume" in text and "Traceback" not in text, text
+    left = ["ps", "-o", "pid=,stat=,args=", "-s", str(process.pid)]
+    until = time.monotonic() + 20
+    while found := subprocess.run(left, capture_output=True, text=True).stdout.strip():
+        assert time.monotonic() < until, found
+        time.sleep(0.2)
+    done = list(steps.rglob("half-*.npz"))
+    before = {p: p.stat().st_mtime_ns for p in done}
+    assert 3 <= len(done) < 40
+    assert main([*args, str(tmp_path / "out"), "--resume"]) == 0
+    assert before == {p: p.stat().st_mtime_ns for p in done}
+    assert main([*args, str(tmp_path / "whole")]) == 0
+    assert numbers(tmp_path / "out") == numbers(tmp_path / "whole")

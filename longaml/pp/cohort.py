@@ -47,7 +47,7 @@ from longaml.pp.labels import (
 from .matrix import technical_columns
 from .samples import row_names
 from .slots import choose_matrix
-from .values import in_file, loaded, rounded_total, taken_rows, total_in_words
+from .values import forget, in_file, loaded, rounded_total, taken_rows, total_in_words
 
 # %% ../../nbs/pp/209_cohort.ipynb #9ddc56ae
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _check_whole(X, sample):
     rows = dict(sample.groupby(sample, observed=True).indices)
     for name, at in {**rows, "all samples": np.arange(X.shape[0])}.items():
         few = at[np.linspace(0, len(at) - 1, min(len(at), 50)).astype(int)]
-        total = rounded_total(X[few]) if len(few) > 2 else None
+        total = rounded_total(taken_rows(X, few)) if len(few) > 2 else None
         if total is not None:
             raise InputError(
                 f"{name}: {total_in_words(total)}, rounded to whole numbers, are no counts. Read "
@@ -128,6 +128,7 @@ def _twins(X, sample):
             continue
         own = X[at]
         parts = (own.data, own.indices, own.indptr)
+        forget(X.data, X.indices)
         first = seen.setdefault(tuple(zlib.crc32(part.tobytes()) for part in parts), name)
         if first != name:
             twins.append(f"{first} and {name}")

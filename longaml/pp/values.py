@@ -184,10 +184,12 @@ def changed_values(
 def taken_rows(
     X: Any,  # a matrix
     rows: np.ndarray,  # (kept,) positions, ascending
-) -> Any:  # those rows; of a matrix in a file, in another file
+) -> Any:  # those rows; many rows of a matrix in a file, in another file
     "Some rows of a matrix."
-    if not in_file(X) or X.indptr[rows + 1].sum() - X.indptr[rows].sum() < PART:
-        return X[rows]
+    if not in_file(X) or np.diff(X.indptr)[rows].sum() < PART:
+        some = X[rows]
+        forget(X.data, X.indices)
+        return some
     file = RowFile(X.shape[1], X.nnz, X.dtype)
     for start, block in row_blocks(X):
         file.add(block[rows[(rows >= start) & (rows < start + block.shape[0])] - start])
@@ -290,7 +292,7 @@ def _sampled(X, most):
     rows = np.flatnonzero(np.diff(X.indptr))
     if len(rows) > most:
         rows = rows[np.linspace(0, len(rows) - 1, most).astype(int)]
-    return X[rows]
+    return taken_rows(X, rows)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def main():
     parse.add_argument("options", nargs="*", help="of the command, after --")
     given = parse.parse_args()
     n_cells = (given.cells or (9_000 if given.quick else 331_000)) * given.times
-    n_genes, depth, n_types = (2_000, 200, 3) if given.quick else (25_000, 2_900, 10)
+    n_genes, depth, n_types = (2_000, 200, 3) if given.quick else (25_000, 1_750, 10)
     options = given.options or ["--no-figures", "--permutations", "0"]
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
