@@ -321,3 +321,20 @@ def test_gene_sets_that_cannot_be_tested(pigs, tmp_path, capsys):
     assert main([*words, sets, "--method", "downsampled"]) == 2 and not out.exists()
     said = capsys.readouterr().err
     assert "leave out --gene-sets FILE or --method NAME" in said, said
+
+
+def test_a_timepoint_without_cells_enough_takes_no_other_along(tmp_path):
+    "REL has five cells of a type in each sample: its contrasts are listed, the other is tested."
+    size = {"n_patients": 6, "n_genes": 100, "n_cells": 200, "n_drivers": 4}
+    a = la.datasets.simulate_cohort("small", seed=1, **size)
+    place = a.obs.groupby(["sample", "cell_type"], observed=True).cumcount()
+    a = a[((a.obs["timepoint"] != "REL") | (place < 5)).to_numpy()].copy()
+    path = la.pp.save_cohort(a, tmp_path / "c.h5ad")
+    how = ["--permutations", "0", "--no-figures"]
+    assert main(["de", str(path), "--out", str(tmp_path / "out"), *how]) == 0
+    assert set(pd.read_csv(tmp_path / "out" / "de.csv")["contrast"]) == {"REM_vs_DX"}
+    left = pd.read_csv(tmp_path / "out" / "coverage.csv").query("contrast != 'REM_vs_DX'")
+    assert not left["tested"].any()
+    assert left["why"].str.startswith("no sample at REL").all()
+    only = ["--contrast", "REL,DX", "--out", str(tmp_path / "none"), *how]
+    assert main(["de", str(path), *only]) == 2 and not (tmp_path / "none").exists()

@@ -26,6 +26,7 @@ from longaml.core import (
     InputError,
     contrast_name,
     derive_seed,
+    listing,
     progress,
     rng_for,
     timepoints_of,
@@ -403,6 +404,9 @@ def gene_test_coverage(
             if cell_type in absent:
                 why = f"no sample has {min_cells} cells"
             done = (name, cell_type) in tested
+            empty = [t for t, patients in zip(times, seen) if not patients]
+            if pair and not done and not why and empty:
+                why = f"no sample at {listing(empty)} has {min_cells} cells"
             rows.append((name, cell_type, len(set().union(*seen)), *both, any_cells, done, why))
     counts = ["patients_both", "patients_later", "patients_earlier"]
     columns = ["contrast", "cell_type", "patients", *counts, "patients_with_cells", "tested", "why"]

@@ -71,9 +71,21 @@ def check_design(
     design: str,  # a formula
     wanted: Sequence[tuple[str, ...]],  # from `asked_contrasts`
 ) -> None:
-    "Raise `InputError` where the design or a contrast cannot be made of the samples."
+    """Raise `InputError` where the design or a contrast cannot be made of the samples.
+
+    A contrast with a timepoint at which no sample has cells enough is left to the test, which lists
+    it, unless there is no other."""
     made = design_of_formula(bulk.obs, design)
-    for one in wanted:
+    seen = set(bulk.obs[TIMEPOINT].astype(str))
+    possible = [one for one in wanted if len(one) == 1 or set(one) <= seen]
+    if not possible:
+        absent = {t for one in wanted for t in one} - seen
+        raise InputError(
+            f"no sample at {listing(sorted(absent))} has cells enough of one cell type, so that "
+            f"{listing(contrast_name(*one) for one in wanted)} cannot be tested; lower min_cells",
+            parameter="min_cells",
+        )
+    for one in possible:
         if len(one) == 2 and TIMEPOINT not in variables_of(design):
             known = bulk.obs[TIMEPOINT].astype(str)
             if not any((bulk.obs[c].astype(str) == known).all() for c in variables_of(design)):

@@ -124,9 +124,10 @@ def main():
             return 0
         lost = differing(place / "in files", place / "in memory")
     files, memory = found["in files"], found["in memory"]
-    for i, unit in enumerate(("s", "GiB")):
-        sides = ("matrix in files", files[i]), ("matrix in memory", memory[i])
-        row(f"{what}: {'time' if unit == 's' else 'memory'}", *sides, unit=unit, differs=len(lost))
+    for i, unit in enumerate(("s", "MiB")):
+        scale = 1 if unit == "s" else 1024
+        sides = (("matrix in files", files[i] * scale), ("matrix in memory", memory[i] * scale))
+        row(what, *sides, unit=unit, differs=len(lost))
     print(
         f"  {memory[1] / files[1]:.2f} times less memory; {files[0] / memory[0]:.2f} times the time"
     )
