@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from sklearn.metrics import average_precision_score
 from tools import ROOT, python
 
 import longaml as la
@@ -210,3 +211,15 @@ def test_the_benchmark_agrees():
     done = python("tests/benchmarks/bench_mixed.py", "--quick", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "times as long" in done.stdout
+
+
+@pytest.mark.slow
+def test_presets_are_as_hard_for_linear_models_as_they_were_meant_to_be():
+    "Marginal drivers of `realistic`: average precision between 0.4 and 0.8, as of the paired test."
+    found = []
+    for seed in (1, 2, 3):
+        a = la.datasets.simulate_cohort("realistic", seed=seed)
+        t = la.tl.de(a, contrast=("REL", "DX")).query("cell_type == 'all'").set_index("gene")
+        score = -np.log10(t["p_value"].reindex(a.var_names).fillna(1).clip(lower=1e-300))
+        found.append(average_precision_score(a.uns["truth"]["kind"] == "marginal", score))
+    assert 0.4 < np.mean(found) < 0.8, found
