@@ -378,9 +378,11 @@ def _by_columns(group: Any) -> sp.csr_matrix:
 def _dense_rows(array: Any) -> sp.csr_matrix:
     "A stored table of numbers."
     rows, genes = array.shape
-    file = RowFile(genes, rows * genes, array.dtype)
     step = max(1, PART // genes)
-    for start in range(0, rows, step):
+    starts = range(0, rows, step)
+    n = sum(int(np.count_nonzero(array[start : start + step])) for start in starts)
+    file = RowFile(genes, n, array.dtype)
+    for start in starts:
         file.add(sp.csr_matrix(array[start : start + step]))
     return file.matrix()
 

@@ -113,6 +113,7 @@ class RowFile:
         self.n_genes = n_genes
         self.dtypes = (np.dtype(dtype), np.dtype(np.int32 if n_values < 1 << 31 else np.int64))
         self.folder = _scratch(n_values * sum(d.itemsize for d in self.dtypes))
+        self.remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.files = [open(self.folder / name, "w+b") for name in ("values", "genes")]
         self.ends = [np.zeros(1, np.int64)]
 
@@ -132,7 +133,7 @@ class RowFile:
         n_values: int,  # of the matrix
     ) -> list[np.ndarray]:  # values, genes
         "The arrays of the files, which may be written to."
-        made = []
+        made: list[np.ndarray] = []
         for file, dtype in zip(self.files, self.dtypes):
             file.flush()
             file.truncate(n_values * dtype.itemsize)
@@ -147,9 +148,9 @@ class RowFile:
         "The matrix; its files go with it."
         at = np.concatenate(self.ends) if ends is None else ends
         if at[-1] == 0:
-            shutil.rmtree(self.folder, ignore_errors=True)
             return sp.csr_matrix((len(at) - 1, self.n_genes), dtype=self.dtypes[0])
         data, genes = self.arrays(int(at[-1])) if arrays is None else arrays
+        self.remove.detach()  # the folder goes with the values from here on, not with this writer
         weakref.finalize(data, shutil.rmtree, self.folder, ignore_errors=True)
         for file in self.files:
             file.close()
