@@ -36,7 +36,6 @@ from longaml.core import (
 )
 from .store import Steps, checkpoint_bytes, code_hash, slug
 from ..models.contract import Fitting
-from ..pp.values import row_blocks
 
 # %% ../../nbs/experiment/715_steps.ipynb #ff85fe18
 def _blocks(adata):
@@ -44,7 +43,7 @@ def _blocks(adata):
     from scipy import sparse
 
     values = counts_of(adata) if input_kind(adata) == "counts" else adata.X
-    for _, block in row_blocks(sparse.csr_matrix(values)):
+    for _, block in pp.values.row_blocks(sparse.csr_matrix(values)):
         block.sort_indices()
         block.eliminate_zeros()
         yield block

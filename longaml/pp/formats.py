@@ -407,7 +407,12 @@ def has_large(
     return any(_is_large(one, one.attrs.get("encoding-type", "")) for one in held)
 
 
-def read_element(read: Callable, name: str, elem: Any, iospec: Any) -> Any:
+def read_element(
+    read: Callable,  # reads an element into memory
+    name: str,  # of the element, such as "layers/counts"
+    elem: Any,  # an HDF5 or zarr group or array
+    iospec: Any,  # its encoding
+) -> Any:  # what it holds
     "How `anndata.experimental.read_dispatched` reads an element: large matrices stay in files."
     kind = iospec.encoding_type
     place = name.strip("/").split("/")
