@@ -74,8 +74,10 @@ def opened(browser, address, size=WIDE, scheme="light"):
             wrong.append(f"{request.url} is fetched from another site")
 
     def said(message):
-        if message.type == "error" and urlsplit(message.location["url"]).netloc not in MATHS:
-            wrong.append(f"{tab.url}: {message.text}")
+        where = urlsplit(message.location["url"])
+        expected = where.netloc in MATHS or where.path == "/favicon.ico"  # browsers ask for it
+        if message.type == "error" and not expected:
+            wrong.append(f"{tab.url}: {message.text} ({where.path})")
 
     tab.on("request", asked)
     tab.on("console", said)
