@@ -1,5 +1,6 @@
 """Matrices that stay in files: the same results, byte for byte, and the input is not touched."""
 
+import itertools
 import os
 import tempfile
 from pathlib import Path
@@ -25,7 +26,7 @@ COMMANDS = {
     "perturb": "perturb SCREEN --out OUT --models nearest",
     "convert": "convert COHORT OUT",
 }
-SLOW = COMMANDS.keys() - {"de", "abundance", "convert"}
+SLOW = COMMANDS.keys() - {"de", "convert"}
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +89,17 @@ def test_the_same_bytes(command, files, tmp_path, monkeypatch):
     assert before == {p: p.read_bytes() for p in before}
 
 
-@pytest.mark.parametrize("form", ["csr", "csc", "dense", "corrected", "logs", "some patients"])
-@pytest.mark.parametrize("ending", ["h5ad", "zarr"])
+FORMS = ["csr", "csc", "dense", "corrected", "logs", "some patients"]
+QUICK = {("csr", "zarr"), *((form, "h5ad") for form in FORMS)}
+
+
+@pytest.mark.parametrize(
+    "form,ending",
+    [
+        pytest.param(*both, marks=[] if both in QUICK else [pytest.mark.slow])
+        for both in itertools.product(FORMS, ["h5ad", "zarr"])
+    ],
+)
 def test_a_cohort_is_read_as_in_memory(form, ending, cohort, tmp_path, monkeypatch):
     a = la.read_cohort(cohort)
     how = {}
