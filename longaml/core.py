@@ -250,7 +250,7 @@ WORTH = 10.0  # seconds of work before processes are started, where their number
 
 @dataclass
 class _Workers:
-    "How many processes may work at once, if that was asked for; work done without; if any began."
+    "Processes at most; whether the user named their number; seconds of work here; if any started."
 
     many: int = 1
     asked: bool = False

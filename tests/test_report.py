@@ -239,7 +239,7 @@ def test_page_needs_nothing_else(made):
     pictures = [a for t, a in found.tags if t == "img"]
     cells = nbformat.read(made / "report.ipynb", as_version=4).cells
     alts = [c.metadata["alt"] for c in cells if "alt" in c.metadata]
-    assert [a["alt"] for a in pictures] == alts and len(alts) == 14
+    assert [a["alt"] for a in pictures] == alts and len(alts) == 14 and all(alts)
     assert all(a["src"].startswith("data:image/png;base64,") for a in pictures)
     assert all(
         base64.b64decode(a["src"].partition(",")[2]).startswith(b"\x89PNG") for a in pictures

@@ -180,7 +180,7 @@ def ranking_figures(
         title = f"{against}: scores and their null"
         yield f"null-{slug(contrast)}", pl.rankings.plot_nulls(scores, title=title)
         genes = pl.rankings.leading_genes(table, contrast).index
-        changes = next(iter(ranked.values())).changes
+        changes = next(iter(ranked.values())).changes  # of all genes, the same for every model
         yield f"top_genes-{slug(contrast)}", pl.top_genes(changes[genes].T)
         if contrast == first:
             times = tasks.coverage.gene_times(found.bulk, list(genes))

@@ -372,7 +372,8 @@ def _by_columns(group: Any) -> sp.csr_matrix:
         columns[place] = own[order]
         free += np.bincount(row, minlength=rows)
         forget(values, columns)
-    return changed_values(file.matrix([values, columns], at), lambda v: v)
+    same = file.matrix([values, columns], at)
+    return changed_values(same, lambda v: v, same.dtype)  # without zeros and duplicates
 
 
 def _dense_rows(array: Any) -> sp.csr_matrix:

@@ -163,21 +163,22 @@ class RowFile:
 def changed_values(
     X: sp.csr_matrix,  # (rows, genes)
     change: Callable[[np.ndarray], np.ndarray] | None = None,  # of values; None: as they are
-) -> sp.csr_matrix:  # float32, without zeros; a copy, or `X` itself if in a file and unchanged
-    "The values in single precision, changed; of a matrix in a file, in another file."
+    dtype: Any = np.float32,  # of the result
+) -> sp.csr_matrix:  # without zeros; a copy, or `X` itself if in a file and unchanged
+    "A matrix with its values changed; of a matrix in a file, in another file."
     if not in_file(X):
-        out = X.astype(np.float32, copy=True)
+        out = X.astype(dtype, copy=True)
         if change is not None:
-            out.data = change(X.data).astype(np.float32)
+            out.data = change(X.data).astype(dtype)
         out.sum_duplicates()
         out.eliminate_zeros()
         return out
-    if change is None and X.dtype == np.float32:
+    if change is None and X.dtype == dtype:
         return X
-    file = RowFile(X.shape[1], X.nnz)
+    file = RowFile(X.shape[1], X.nnz, dtype)
     for _, block in row_blocks(X):
         values = block.data if change is None else change(block.data)
-        parts = (values.astype(np.float32), block.indices, block.indptr)
+        parts = (values.astype(dtype), block.indices, block.indptr)
         file.add(sp.csr_matrix(parts, block.shape))
     return file.matrix()
 
