@@ -115,7 +115,8 @@ def start(out, resume=False, seed=0, inputs=(), store=None, **params):
 
 @pytest.fixture
 def out(tmp_path):
-    start(tmp_path / "out", nulls=20, keys={"patient": "p"}).step("a", lambda: [1, 2])
+    with start(tmp_path / "out", nulls=20, keys={"patient": "p"}) as run:
+        run.step("a", lambda: [1, 2])
     return tmp_path / "out"
 
 

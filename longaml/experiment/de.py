@@ -362,8 +362,9 @@ class DE(Experiment):
             return None
         names = {contrast_name(*pair): pair for pair in pairs}
         tested = [c for c in table["contrast"].unique() if c in names]
-        works = {f"permuted/{slug(c)}": partial(self._calls, data, names[c]) for c in tested}
-        called = dict(zip(tested, run.step.many(works, "permuted visits")))
+        called = {
+            c: run.step(f"permuted/{slug(c)}", partial(self._calls, data, names[c])) for c in tested
+        }
         why = "the contrast is no pair of timepoints, whose visits could be exchanged"
         found = []
         for contrast, rows in table.groupby("contrast", sort=False):

@@ -456,6 +456,14 @@ class NotTested:
         few = InputError(f"nothing can be tested: {whys}", parameter="min_patients")
         return self.error or few
 
+    def add(
+        self,
+        other: "NotTested",  # of further cell types
+    ) -> None:
+        "Take the reasons of another along."
+        self.rows += other.rows
+        self.error = self.error or other.error
+
     def refuse(self, asked: list[Comparison], cell_type: str, error: InputError) -> None:
         "Note that a design cannot be fitted in a cell type."
         self.error = self.error or error

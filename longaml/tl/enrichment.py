@@ -41,7 +41,7 @@ from longaml.tl.gene_tests import (
     GeneFit,
     TestOptions,
     design_bulk,
-    fit_cell_types,
+    each_cell_type,
     fit_values,
 )
 from longaml.tl.linear_models import (
@@ -355,14 +355,18 @@ def _set_tables(
     tables = []
     unfit: list[tuple[str, str, str]] = []
     limits = {"min_genes": options.min_genes, "max_genes": options.max_genes}
-    for part in fit_cell_types(bulk, *asked, how, left):
+
+    def of_cell_type(part):
         names, membership, why = set_membership(sets, list(part.genes), **limits)
-        unfit += [(name, part.cell_type, reason) for name, reason in why.items()]
-        if not len(names):
-            continue
-        for one in part.contrasts:
+        found = []
+        for one in part.contrasts if len(names) else ():
             tests = _tests(part, one, membership, options, how)
-            tables.append(_table(part, names, one, membership, tests))
+            found.append(_table(part, names, one, membership, tests))
+        return found, [(name, part.cell_type, reason) for name, reason in why.items()]
+
+    for made, lacking in each_cell_type(of_cell_type, bulk, *asked, how, left):
+        tables += made
+        unfit += lacking
     if not tables and not unfit:
         raise left.reason()
     if not tables:

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PERMUTED_VISITS', 'Q', 'CALLS', 'STABILITY_COLUMNS', 'patients_with_both', 'Exchange', 'exchanges_of', 'exchanged',
            'with_any_cell_type', 'information_of', 'permuted_calls', 'least_excess', 'permutation_check',
-           'p_of_samples', 'gene_test_stability', 'gene_test_coverage']
+           'p_of_samples', 'Half', 'halves_of', 'HalfTests', 'gene_test_stability', 'gene_test_coverage']
 
 # %% ../../nbs/tl/319_gene_test_checks.ipynb #gtchk003
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from longaml.core import (
     contrast_name,
     derive_seed,
     listing,
-    progress,
+    parallel_map,
     rng_for,
     timepoints_of,
 )
@@ -43,6 +43,7 @@ from longaml.tl.designs import (
 from longaml.tl.gene_tests import (
     CellTypeTests,
     TestOptions,
+    each_cell_type,
     fit_cell_types,
     fit_values,
     gene_tests,
@@ -168,23 +169,30 @@ def permuted_calls(
 ) -> pd.DataFrame:  # permutation, cell_type, patients, moved, genes, called
     "Genes that are called at q < 0.1 where visits are exchanged within patients."
     quick = replace(how, correlation_genes=1000)
-    rows = []
-    seen = set()
-    exchanges = exchanges_of(bulk, pair, n=n, seed=seed)
-    for i, one in enumerate(progress(exchanges, f"permuted visits, {contrast_name(*pair)}")):
-        permuted = exchanged(bulk, one, pair, design)
+
+    def called_in(exchange):  # cell type -> genes tested, and called
+        permuted = exchanged(bulk, exchange, pair, design)
         parts = list(fit_cell_types(permuted, design, pair, quick, NotTested()))
         p = {
             part.cell_type: pd.Series(part.contrasts[0].tests.p_value, part.genes) for part in parts
         }
-        for cell_type, values in with_any_cell_type(p, information_of(parts)).items():
+        every = with_any_cell_type(p, information_of(parts))
+        return {
+            t: (len(v), int((stats.false_discovery_control(v) < Q).sum())) for t, v in every.items()
+        }
+
+    rows = []
+    seen = set()
+    exchanges = exchanges_of(bulk, pair, n=n, seed=seed)
+    found = parallel_map(called_in, exchanges, f"permuted visits, {contrast_name(*pair)}")
+    for i, (one, counts) in enumerate(zip(exchanges, found)):
+        for cell_type, (tested, called) in counts.items():
             pattern = one.pattern(cell_type) if cell_type in one.moved else i
             if (cell_type, pattern) in seen:
                 continue  # a cell type that lacks patients has fewer exchanges
             seen.add((cell_type, pattern))
             sizes = sorted(len(g) for g in pattern) if isinstance(pattern, frozenset) else [0, 0]
-            called = int((stats.false_discovery_control(values) < Q).sum())
-            rows.append((i, cell_type, sum(sizes), sizes[0], len(values), called))
+            rows.append((i, cell_type, sum(sizes), sizes[0], tested, called))
     return pd.DataFrame(rows, columns=CALLS)
 
 # %% ../../nbs/tl/319_gene_test_checks.ipynb #gtchk015
@@ -273,33 +281,71 @@ def _top(p: pd.Series, k: int) -> np.ndarray:
     return chosen
 
 
-def _members(bulk: AnnData, pair: tuple[str, str], n: int, seed: int) -> list[np.ndarray]:
-    "Random halves of the patients."
-    patients = np.unique(bulk.obs[PATIENT].astype(str))
+@dataclass(frozen=True)
+class Half:
+    "Half of the patients, as observed or with visits exchanged."
+
+    patients: np.ndarray
+    exchange: Exchange | None = None  # None: as observed
+
+    def p_values(
+        self,
+        part: CellTypeTests,  # of the whole cohort
+        design: str,  # a formula
+        pair: tuple[str, str],  # (later, earlier)
+        how: TestOptions,  # how genes are tested
+    ) -> pd.Series | None:  # by gene; None where the design cannot be fitted
+        "A cell type's p-values in this half."
+        if self.exchange is not None and part.cell_type not in self.exchange.moved:
+            return None  # the exchange is not balanced there
+        rows = np.flatnonzero(part.obs[PATIENT].astype(str).isin(self.patients))
+        assignment = {} if self.exchange is None else self.exchange.assignment
+        obs = with_timepoints(part.obs.iloc[rows], assignment, design)
+        try:
+            made = design_of_formula(obs, design)
+            return p_of_samples(part, rows, made, contrast_of(made, pair), how)
+        except (InputError, np.linalg.LinAlgError):  # such as a covariate that is constant here
+            return None
+
+
+def halves_of(
+    bulk: AnnData,  # from `design_bulk`
+    pair: tuple[str, str],  # (later, earlier)
+    *,
+    n: int = 10,  # halves; each is followed by itself with visits exchanged, where they can be
+    seed: int = 0,  # which
+) -> list[Half]:
+    "Random halves of the patients, observed and with exchanged visits."
+    of_row = bulk.obs[PATIENT].astype(str)
+    patients = np.unique(of_row)
     size = -(-len(patients) // 2)
     rng = rng_for(seed, "half-cohorts", *pair)
-    return [rng.choice(patients, size, replace=False) for _ in range(n if size > 1 else 0)]
+    found = []
+    for i in range(n if size > 1 else 0):
+        half = rng.choice(patients, size, replace=False)
+        inside = bulk[of_row.isin(half).to_numpy()]
+        swaps = exchanges_of(inside, pair, n=1, seed=derive_seed(seed, "half", i))
+        found += [Half(half), *(Half(half, swap) for swap in swaps)]
+    return found
 
 
-def _tops(
-    parts: list[CellTypeTests],  # of the whole cohort
-    half: np.ndarray,  # patients
-    exchange: Exchange | None,  # of their visits; None: as they are
-    fitted: Callable,  # part, samples -> p-values
-    k: int,
-) -> dict[str, np.ndarray]:  # cell type -> which genes are in its top list
-    "Top genes of every cell type in one half."
-    found = {}
-    for part in parts:
-        obs = part.obs[part.obs[PATIENT].astype(str).isin(half)]
-        if exchange is not None and part.cell_type not in exchange.moved:
-            continue  # the exchange is not balanced there
-        p = fitted(part, obs, {} if exchange is None else exchange.assignment)
-        if p is not None:
-            found[part.cell_type] = p
-    every = dict(with_any_cell_type(found, information_of(parts)))
+@dataclass(frozen=True)
+class HalfTests:
+    "A cell type's tests in halves of the patients."
+
+    cell_type: str
+    genes: np.ndarray  # (tested genes,) names
+    n_patients: int  # of the whole cohort
+    information: float  # of the whole cohort
+    p: list[pd.Series | None]  # by half; None where the design cannot be fitted
+
+
+def _tops(tests: list[HalfTests], i: int, k: int) -> dict[str, np.ndarray]:
+    "Which genes are in the top list of each cell type in half `i`."
+    found = {t.cell_type: p for t in tests if (p := t.p[i]) is not None}
+    every = dict(with_any_cell_type(found, {t.cell_type: t.information for t in tests}))
     if ALL in every:
-        genes = list(dict.fromkeys(g for part in parts for g in part.genes))
+        genes = list(dict.fromkeys(g for t in tests for g in t.genes))
         every[ALL] = every[ALL].reindex(genes).fillna(1.0)
     return {cell_type: _top(p, k) for cell_type, p in every.items()}
 
@@ -320,36 +366,32 @@ def gene_test_stability(
     all where none has), `k` and `n` follow. A cell type is left out where fewer than half of the
     halves can be fitted."""
     quick = replace(how.quick(), correlation_genes=1000)
-    parts = list(fit_cell_types(bulk, design, pair, quick, NotTested()))
+    halves = halves_of(bulk, pair, n=n, seed=seed)
 
-    def fitted(part, obs, assignment):
-        obs = with_timepoints(obs, assignment, design)
-        rows = part.obs.index.get_indexer(obs.index)
-        try:
-            made = design_of_formula(obs, design)
-            return p_of_samples(part, rows, made, contrast_of(made, pair), quick)
-        except (InputError, np.linalg.LinAlgError):  # such as a covariate that is constant here
-            return None
+    def in_halves(part):
+        of_part = information_of([part])[part.cell_type]
+        p = [half.p_values(part, design, pair, quick) for half in halves]
+        return HalfTests(part.cell_type, part.genes, part.obs[PATIENT].nunique(), of_part, p)
 
+    what = f"half-cohorts, {contrast_name(*pair)}"
+    parts = each_cell_type(in_halves, bulk, design, pair, quick, NotTested(), what=what)
+    tests = list(parts)
     tops: dict[tuple, list[np.ndarray]] = {}
-    for i, half in enumerate(progress(_members(bulk, pair, n, seed), "half-cohorts")):
-        of_half = bulk[bulk.obs[PATIENT].astype(str).isin(half).to_numpy()]
-        swaps = exchanges_of(of_half, pair, n=1, seed=derive_seed(seed, "half", i))
-        for exchange in (None, *swaps):
-            for cell_type, top in _tops(parts, half, exchange, fitted, k).items():
-                tops.setdefault((cell_type, exchange is None), []).append(top)
-    return _stability_table(tops, parts, contrast_name(*pair), k, n)
+    for i, half in enumerate(halves):
+        for cell_type, top in _tops(tests, i, k).items():
+            tops.setdefault((cell_type, half.exchange is None), []).append(top)
+    return _stability_table(tops, tests, contrast_name(*pair), k, n)
 
 
 def _stability_table(
     tops: dict[tuple, list[np.ndarray]],  # (cell type, as observed) -> selections of halves
-    parts: list[CellTypeTests],
+    tests: list[HalfTests],
     contrast: str,
     k: int,
     n: int,
 ) -> pd.DataFrame:
     "Nogueira's index of each cell type, with that of exchanged visits."
-    n_patients = {p.cell_type: p.obs[PATIENT].nunique() for p in parts}
+    n_patients = {t.cell_type: t.n_patients for t in tests}
     n_patients[ALL] = max(n_patients.values(), default=0)
     rows = []
     for cell_type in dict.fromkeys(c for c, _ in tops):

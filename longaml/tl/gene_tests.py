@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DEFAULT_DESIGN', 'COLUMNS', 'TestOptions', 'GeneFit', 'fit_values', 'fit_genes', 'gene_tests', 'design_bulk',
-           'GeneContrast', 'CellTypeTests', 'fit_cell_types', 'tests_table', 'de']
+           'GeneContrast', 'CellTypeTests', 'each_cell_type', 'fit_cell_types', 'CellTypeTable', 'cell_type_table',
+           'tests_table', 'de']
 
 # %% ../../nbs/tl/316_gene_tests.ipynb #gene_t03
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -31,11 +32,12 @@ from longaml.core import (
     input_kind,
     listing,
     log,
-    progress,
+    parallel_map,
     timepoints_of,
 )
 from ..pp.preprocessing import pseudobulk
 from longaml.tl.designs import (
+    Comparison,
     Contrast,
     Design,
     NotTested,
@@ -321,6 +323,60 @@ class CellTypeTests:
     contrasts: list[GeneContrast]
 
 
+def _fit_cell_type(
+    bulk: AnnData,  # of all cell types
+    cell_type: str,
+    design: str,
+    wanted: list[Comparison],
+    how: TestOptions,
+    left: NotTested,
+) -> CellTypeTests | None:
+    "The design of one cell type and its contrasts; None where nothing can be tested."
+    part = bulk[(bulk.obs[CELL_TYPE].astype(str) == cell_type).to_numpy()]
+    tested = left.testable(part.obs, cell_type, wanted, how.min_patients)
+    if not tested:
+        return None
+    found = []
+    try:  # a cell type can lack what others have
+        made = design_of_formula(part.obs, design)
+        estimable = left.estimable(made, tested, cell_type)
+        if not estimable:
+            return None
+        fit = fit_genes(dense_counts(part.layers[COUNTS]), made, how)
+        for one, weights in estimable:
+            tests = gene_tests(fit, weights.of(fit.design), how)
+            found.append(GeneContrast(one.name, one.pair, weights.of(fit.design), tests))
+    except InputError as e:
+        left.refuse(tested, cell_type, e)
+        return None
+    genes = part.var_names[fit.genes].to_numpy()
+    return CellTypeTests(cell_type, genes, part.obs.copy(), fit, found)
+
+
+def each_cell_type(
+    work: Callable[[CellTypeTests], Any],  # what is made of the tests of a cell type
+    bulk: AnnData,  # from `design_bulk`
+    design: str,  # a formula
+    contrast: Any,  # as `de` takes it
+    how: TestOptions,  # how genes are tested
+    left: NotTested,  # takes what is not tested, with the reason
+    *,
+    what: str | None = None,  # label of the progress bar
+) -> Iterator[Any]:  # what `work` gives, in the order of the cell types that can be tested
+    "Fit and test every cell type, several at once in the processes that `workers` allows."
+    wanted = comparisons_of(contrast, timepoints_of(bulk))
+    kinds = [str(k) for k in bulk.obs[CELL_TYPE].cat.categories]
+
+    def one(kind):
+        reasons = NotTested()
+        part = _fit_cell_type(bulk, kind, design, wanted, how, reasons)
+        return reasons, None if part is None else [work(part)]
+
+    for reasons, made in parallel_map(one, kinds, what):
+        left.add(reasons)
+        yield from made or ()
+
+
 def fit_cell_types(
     bulk: AnnData,  # from `design_bulk`
     design: str,  # a formula
@@ -330,26 +386,19 @@ def fit_cell_types(
 ) -> Iterator[CellTypeTests]:
     "Fit the design in every cell type and test its contrasts, one cell type at a time."
     wanted = comparisons_of(contrast, timepoints_of(bulk))
-    for kind in list(bulk.obs[CELL_TYPE].cat.categories):
-        part = bulk[(bulk.obs[CELL_TYPE] == kind).to_numpy()]
-        tested = left.testable(part.obs, str(kind), wanted, how.min_patients)
-        if not tested:
-            continue
-        found = []
-        try:  # a cell type can lack what others have
-            made = design_of_formula(part.obs, design)
-            estimable = left.estimable(made, tested, str(kind))
-            if not estimable:
-                continue
-            fit = fit_genes(dense_counts(part.layers[COUNTS]), made, how)
-            for one, weights in estimable:
-                tests = gene_tests(fit, weights.of(fit.design), how)
-                found.append(GeneContrast(one.name, one.pair, weights.of(fit.design), tests))
-        except InputError as e:
-            left.refuse(tested, str(kind), e)
-            continue
-        genes = part.var_names[fit.genes].to_numpy()
-        yield CellTypeTests(str(kind), genes, part.obs.copy(), fit, found)
+    for kind in bulk.obs[CELL_TYPE].cat.categories:
+        part = _fit_cell_type(bulk, str(kind), design, wanted, how, left)
+        if part is not None:
+            yield part
+
+
+@dataclass(frozen=True)
+class CellTypeTable:
+    "What tables keep of a cell type's tests."
+
+    cell_type: str
+    correlation: float | None  # of two samples of a patient
+    contrasts: list[pd.DataFrame]  # a row a gene
 
 
 def _table(part: CellTypeTests, one: GeneContrast) -> pd.DataFrame:
@@ -386,8 +435,16 @@ def _q_within(table: pd.DataFrame, keys: list[str], fdr: str) -> pd.Series:
     return groups.transform(lambda p: q_values(p.to_numpy(), fdr))
 
 
+def cell_type_table(
+    part: CellTypeTests,  # tests of a cell type
+) -> CellTypeTable:
+    "The rows of each contrast of a cell type."
+    rows = [_table(part, one) for one in part.contrasts]
+    return CellTypeTable(part.cell_type, part.fit.correlation, rows)
+
+
 def tests_table(
-    parts: Iterable[CellTypeTests],  # from `fit_cell_types`
+    parts: Iterable[CellTypeTable],  # of every cell type
     contrasts: Sequence[str],  # names, in the order of the table
     fdr: str = "bh",  # how q-values are made
 ) -> pd.DataFrame | None:  # the columns of `de`; None where nothing was tested
@@ -395,8 +452,8 @@ def tests_table(
     tables = []
     correlations = {}
     for part in parts:
-        correlations[part.cell_type] = part.fit.correlation
-        tables += [_table(part, one) for one in part.contrasts]
+        correlations[part.cell_type] = part.correlation
+        tables += part.contrasts
     if not tables:
         return None
     columns = [*COLUMNS, "q_value_overall"]
@@ -457,10 +514,10 @@ def de(
     how = TestOptions(*tested, factors=factors, fdr=fdr)
     bulk = design_bulk(data, design, how)
     left = NotTested()
-    parts = fit_cell_types(bulk, design, contrast, how, left)
+    named = (bulk, design, contrast, how, left)
+    parts = each_cell_type(cell_type_table, *named, what="differential expression")
     asked = [one.name for one in comparisons_of(contrast, timepoints_of(bulk))]
-    every = progress(parts, "differential expression", bulk.obs[CELL_TYPE].nunique())
-    found = tests_table(every, asked, fdr)
+    found = tests_table(parts, asked, fdr)
     if found is None:
         raise left.reason()
     found.attrs |= {"design": design, "not_tested": left.rows}
