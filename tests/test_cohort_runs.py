@@ -572,7 +572,7 @@ def test_rerun_of_a_simulation_gives_the_same_files(tmp_path, cohort):
     assert checksum(tmp_path / "again") == checksum(cohort)
 
 
-NETWORK = "--timepoints DX,REL --models transformer --nulls 6 --no-report".split()
+NETWORK = "--timepoints DX,REL --models transformer --nulls 2 --no-report".split()
 
 
 @pytest.fixture(scope="session")
@@ -655,7 +655,7 @@ def test_killed_and_resumed(victim, nth, cohort, quick, tmp_path):
     "victim",
     [
         pytest.param("models/transformer-REL_vs_DX-fold-2.pt", marks=pytest.mark.slow),
-        pytest.param("steps/rank/REL_vs_DX/transformer/null-0005.npz", marks=pytest.mark.slow),
+        pytest.param("steps/rank/REL_vs_DX/transformer/null-0001.npz", marks=pytest.mark.slow),
         pytest.param("models/transformer-REL_vs_DX.pt", marks=pytest.mark.slow),
     ],
 )

@@ -15,8 +15,8 @@ from longaml.cli import main
 from longaml.pp.values import in_file
 
 COMMANDS = {
-    "de": "de COHORT --out OUT --permutations 0",
-    "abundance": "abundance COHORT --out OUT",
+    "de": "de COHORT --out OUT --permutations 0 --no-figures",
+    "abundance": "abundance COHORT --out OUT --no-figures",
     "audit": "audit RANKING --cohort COHORT --out OUT",
     "run": "run COHORT --out OUT --models logistic,paired_de --nulls 2 --halves 2 --no-report",
     "compare": "compare COHORT --out OUT --models logistic --tasks timepoint,forecast",

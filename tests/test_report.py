@@ -17,9 +17,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tools import ROOT, python
 
 from longaml.experiment import agreement, report, report_tables, report_text
 from longaml.experiment.store import Run
+from longaml.models.contract import names
 
 TIMES = ("DX", "REM", "REL")
 MODELS = ("majority", "patient_cell_type", "technical", "logistic", "transformer")
@@ -872,3 +874,13 @@ def test_printed(made, browser):
         "d.getBoundingClientRect().height > 300)"
     )  # what is folded on a screen is printed
     page.close()
+
+
+def test_a_report_knows_every_baseline_without_torch():
+    "All are registered by the module that it imports; torch takes two seconds."
+    assert report_tables.baseline_names() == list(names("timepoint", kind="baseline"))
+    code = (
+        "import sys; from longaml.experiment import report_tables, report_text;"
+        "print(len(report_tables.baseline_names()), 'torch' in sys.modules)"
+    )
+    assert python("-c", code, cwd=ROOT).stdout.split() == ["3", "False"]

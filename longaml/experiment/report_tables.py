@@ -9,6 +9,7 @@ __all__ = ['NAMES', 'REFERENCE_MODEL', 'RANKED', 'SCORED', 'read_table', 'read_r
            'Visits', 'visits_of', 'quality_table', 'check_table']
 
 # %% ../../nbs/experiment/703_report_tables.ipynb #7b1f233b
+import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from longaml.core import (
     check_column,
     listing,
 )
-from ..models.contract import names
+from ..models.contract import registered
 from ..pl.style import mean_interval
 from ..tl.held_out import held_out_mean
 
@@ -185,7 +186,8 @@ REFERENCE_MODEL = "logistic"  # the simple model that networks are compared with
 
 def baseline_names() -> list[str]:
     "Baselines of timepoint classification: they read no genes."
-    return list(names("timepoint", kind="baseline"))
+    importlib.import_module("longaml.models.baselines")  # they register there; no network does
+    return [spec.name for spec in registered("timepoint", kind="baseline")]
 
 
 def _over(name: str, wide: pd.DataFrame, model: str, other: str | None) -> dict[str, float]:

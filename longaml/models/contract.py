@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'COHORT_TASKS', 'MODEL_TASKS', 'Model', 'Ranker', 'Fitting', 'RankingData', 'RankingSetup', 'ModelSpec',
-           'with_origin', 'register', 'specs', 'names', 'spec', 'ObservedRows', 'observed_rows', 'Settings', 'fresh',
-           'n_parameters']
+           'with_origin', 'register', 'specs', 'registered', 'names', 'spec', 'ObservedRows', 'observed_rows',
+           'Settings', 'fresh', 'n_parameters']
 
 # %% ../../nbs/models/502_contract.ipynb #ab13d27a
 import copy
@@ -236,6 +236,18 @@ def specs(
 ) -> list[ModelSpec]:  # sorted by place, then name
     "The registered models, with what is known about each."
     _load()
+    return registered(task, kind=kind, ranks=ranks, network=network, default=default)
+
+
+def registered(
+    task: str | None = None,  # of `MODEL_TASKS`; None: any
+    *,
+    kind: str | None = None,  # of `KINDS`; None: any
+    ranks: bool | None = None,  # only models that rank genes, or only those that do not; None: both
+    network: bool | None = None,  # only networks that can be built, or only others; None: both
+    default: bool | None = None,  # only models run when none is named; None: all
+) -> list[ModelSpec]:  # sorted by place, then name
+    "Models of the modules imported so far: without those of networks, torch is not imported."
     wanted = {"kind": kind, "ranks": ranks, "default": default}
     wanted = {k: v for k, v in wanted.items() if v is not None}
     if task is not None:
