@@ -26,7 +26,7 @@ from .fingerprint import fingerprint, is_library
 # %% ../../nbs/models/502_contract.ipynb #66bc663e
 KINDS = ("baseline", "classical", "network", "ranking", "own")
 COHORT_TASKS = ("timepoint", "forecast", "impute")  # of timepoints; one's own models take part
-MODEL_TASKS = (*COHORT_TASKS, "celltype", "perturbation", "modules")
+MODEL_TASKS = (*COHORT_TASKS, "outcome", "celltype", "perturbation", "modules")
 
 
 @runtime_checkable
