@@ -30,7 +30,7 @@ from longaml.core import (
 )
 from ..pp.genes import name_text
 from .held_out import held_out_mean
-from .nuisances import explained_shares, explanations
+from .nuisances import Nuisances, explained_shares
 from .permutation import design_of
 
 # %% ../../nbs/tl/303_checks.ipynb #be8f9771
@@ -395,12 +395,15 @@ def audit(
     ranking = as_ranking(ranking, contrast=contrast_name(times[-1], times[0]))
     _check_genes(ranking, cohort)
     tables = []
+    nuisances = None
     for contrast in ranking["contrast"].unique():
         later, earlier = contrast_pair(contrast, times)
         visits = design_of(cohort, [earlier, later])[PATIENT].value_counts()
         n_patients = int((visits == 2).sum())
-        known = input_kind(cohort) == "counts" and n_patients > 0
-        why = explanations(cohort, (later, earlier), seed=seed) if known else None
+        why = None
+        if input_kind(cohort) == "counts" and n_patients > 0:
+            nuisances = nuisances or Nuisances(cohort)
+            why = nuisances.explanations((later, earlier), seed=seed)
         of_contrast = ranking[ranking["contrast"] == contrast]
         for model, rows in of_contrast.groupby("model", sort=False):
             stable = _rows_of(stability, model, contrast)
