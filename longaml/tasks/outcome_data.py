@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CENSORED_WORDS', 'LEAKING', 'TOO_GOOD', 'covariate_matrix', 'outcome_of_table', 'outcome_of_cohort']
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #e67c0c2c
+# %% ../../nbs/tasks/611_outcome_data.ipynb #3cc5dc78
 import re
 from collections.abc import Sequence
 
@@ -41,7 +41,7 @@ from longaml.tl.survival import (
     usable_pairs,
 )
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #1448ec2f
+# %% ../../nbs/tasks/611_outcome_data.ipynb #4744e5d8
 CENSORED_WORDS = (
     "censored alive no 0 0.0 false none ongoing event-free progression-free relapse-free"
 ).split() + ["no event", "no relapse", "event free", "in remission"]
@@ -133,13 +133,14 @@ def _outcome_of(
         found = Outcome(event_seen[kept], names=(str(names[0]), str(names[1])))
         said = f"endpoint {endpoint!r}: predicted is {names[1]!r}, against {names[0]!r}"
         return found, kept, [n for n in (note, said) if n]
-    times = pd.to_numeric(check_column(table, time, "time", hint, "time"), errors="coerce")
-    seen, note = _seen(check_column(table, event, "event", hint, "event"), censored)
+    when = check_column(table, str(time), "time", hint, "time")
+    times = pd.to_numeric(when, errors="coerce")
+    seen, note = _seen(check_column(table, str(event), "event", hint, "event"), censored)
     kept = (times.notna() & seen.notna()).to_numpy()
     found = time_to_event(times[kept], seen[kept])
     return found, kept, [note] if note else []
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #d7a71a15
+# %% ../../nbs/tasks/611_outcome_data.ipynb #8cd08d42
 LEAKING = re.compile(
     r"surviv|vital|status|relaps|recur|progress|death|died|dead|event|outcome|follow|censor|"
     r"(?:^|_)(?:os|efs|dfs|pfs|rfs)(?:_|$)|(?:disease|event|overall)[_ .-]?(?:free)?[_ .-]?"
@@ -222,7 +223,7 @@ def covariate_matrix(
     found.columns = [str(c).replace("`", "").replace("[T.", "[") for c in found]
     return found, names, notes
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #962a4f1b
+# %% ../../nbs/tasks/611_outcome_data.ipynb #b27fa9cb
 def outcome_of_table(
     table: pd.DataFrame,  # a row per patient
     *,
@@ -250,10 +251,10 @@ def outcome_of_table(
     check_outcome(outcome)
     table = table[kept].reset_index(drop=True)
     blocks = {}
-    own = {key, time, event, endpoint}
+    own = {c for c in (key, time, event, endpoint) if c is not None}
     if covariates:
         matrix, names, said = covariate_matrix(table, covariates)
-        if taken := sorted(own & set(names) - {None}):
+        if taken := sorted(own & set(names)):
             raise InputError(
                 f"{listing(taken)} is the outcome or the patient, and no covariate",
                 parameter="covariates",
@@ -292,7 +293,7 @@ def _shares(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
         )
     return shares
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #88809553
+# %% ../../nbs/tasks/611_outcome_data.ipynb #1ccb71b4
 def _of_patients(obs: pd.DataFrame, names: Sequence[str], parameter: str) -> pd.DataFrame:
     "Columns with one value per patient; an error for one that varies."
     patient = obs[PATIENT].astype(str)
