@@ -6,7 +6,7 @@
 __all__ = ['KINDS_OF_BLOCKS', 'Encode', 'DEVIATIONS', 'INNER_FOLDS', 'RIDGE', 'CITATION', 'Block', 'Patients', 'encoder',
            'CoxLikelihood', 'LogisticLikelihood', 'likelihood_of', 'fit_path', 'RiskModel', 'fit_risk', 'OutcomeModel']
 
-# %% ../../nbs/models/524_outcomes.ipynb #cdfddd82
+# %% ../../nbs/models/524_outcomes.ipynb #fca6bd39
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +18,7 @@ from ..core import InputError, listing, rng_for
 from .contract import ModelSpec, Settings, register
 from ..tl.survival import Outcome, kaplan_meier
 
-# %% ../../nbs/models/524_outcomes.ipynb #fe909413
+# %% ../../nbs/models/524_outcomes.ipynb #9ffd3668
 KINDS_OF_BLOCKS = ("covariates", "composition", "expression", "values")
 
 
@@ -69,7 +69,7 @@ class Patients:
         moved = {n: b.take(order) if n in along else b for n, b in self.blocks.items()}
         return replace(self, outcome=self.outcome.take(order), blocks=moved)
 
-# %% ../../nbs/models/524_outcomes.ipynb #725be0f4
+# %% ../../nbs/models/524_outcomes.ipynb #4030b5ff
 Encode = Callable[[Block], tuple[np.ndarray, list[str]]]  # -> (patients, features), their names
 
 
@@ -90,13 +90,13 @@ def _standardised(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def _log_ratios(block: Block) -> Callable[[np.ndarray], np.ndarray]:
-    "Centred log-ratios of shares, with the smallest share of these rows for zeros."
-    total = block.values.sum(1, keepdims=True)
-    shares = block.values / np.where(total > 0, total, 1)
-    least = shares[shares > 0].min() / 2 if (shares > 0).any() else 1.0
+    "Centred log-ratios; half a cell of a sample of mean size, or half a percent, for zeros."
+    total = block.values.sum(1)
+    counted = bool((block.values == np.round(block.values)).all()) and total.mean() > 1
+    prior = 0.5 / total.mean() if counted else 0.005
 
     def ratios(x):
-        z = np.log(np.maximum(x / np.maximum(x.sum(1, keepdims=True), 1e-300), least))
+        z = np.log(x / np.maximum(x.sum(1, keepdims=True), 1e-300) + prior)
         return z - z.mean(1, keepdims=True)
 
     return ratios
@@ -157,7 +157,7 @@ def encoder(
 
     return encode
 
-# %% ../../nbs/models/524_outcomes.ipynb #d49d8304
+# %% ../../nbs/models/524_outcomes.ipynb #6026189d
 class CoxLikelihood:
     "Partial likelihood of times (Cox, 1972), ties as Breslow (1974)."
 
@@ -271,7 +271,7 @@ def fit_path(
         found.append(beta.copy())
     return np.array(found)
 
-# %% ../../nbs/models/524_outcomes.ipynb #edaffa05
+# %% ../../nbs/models/524_outcomes.ipynb #afcf6989
 DEVIATIONS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of log hazard ratios per standard deviation
 INNER_FOLDS = 5
 
@@ -408,7 +408,7 @@ class OutcomeModel(Settings):
         "Probability of an event by the horizon, or of the second class."
         return self.fitted_.probability(self.predict(data), horizon)
 
-# %% ../../nbs/models/524_outcomes.ipynb #09682c99
+# %% ../../nbs/models/524_outcomes.ipynb #33cd521a
 RIDGE = (
     "ridge-penalised Cox regression (times) or logistic regression (classes), the penalty chosen "
     "by cross-validation among training patients"
