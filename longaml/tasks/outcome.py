@@ -6,7 +6,7 @@
 __all__ = ['REFERENCE', 'EVALUATION', 'SUMMARY', 'PIECE', 'Judging', 'outcome_models', 'HeldOut', 'held_out_risks',
            'mean_concordance', 'OutcomeEvaluation', 'outcome_effects', 'evaluate_outcome']
 
-# %% ../../nbs/tasks/612_outcome.ipynb #3ca046bc
+# %% ../../nbs/tasks/612_outcome.ipynb #b08d0e7c
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -49,7 +49,7 @@ from longaml.tl.survival import (
     usable_pairs,
 )
 
-# %% ../../nbs/tasks/612_outcome.ipynb #19d2e258
+# %% ../../nbs/tasks/612_outcome.ipynb #d0ba791c
 REFERENCE = "clinical"  # what every other model is compared with
 
 
@@ -118,7 +118,7 @@ def outcome_models(
     always = {"marginal", REFERENCE} | set(models)
     return [s for n, s in able.items() if n in always]
 
-# %% ../../nbs/tasks/612_outcome.ipynb #d7d5d2a0
+# %% ../../nbs/tasks/612_outcome.ipynb #9707a147
 @dataclass(frozen=True)
 class HeldOut:
     "Predictions of one model for patients that it has not seen."
@@ -188,7 +188,7 @@ def mean_concordance(
     every = [concordance(r, usable_pairs(outcome, f)) for r, f in zip(risk, folds)]
     return float(np.nanmean(every)) if np.isfinite(every).any() else float("nan")
 
-# %% ../../nbs/tasks/612_outcome.ipynb #f6543783
+# %% ../../nbs/tasks/612_outcome.ipynb #4ec37eb8
 EVALUATION = "model repeat fold metric value chance".split()
 SUMMARY = (
     "model metric horizon value low high chance p_value over_clinical over_low over_high p_adds"
@@ -252,7 +252,7 @@ class OutcomeEvaluation:
         rows = rows[rows["horizon"].isna() & (rows["model"] != "marginal")]
         return str(rows.set_index("model")["value"].idxmax()) if len(rows) else "marginal"
 
-# %% ../../nbs/tasks/612_outcome.ipynb #dcce9b32
+# %% ../../nbs/tasks/612_outcome.ipynb #61c267aa
 def outcome_effects(
     data: Patients,
     *,
@@ -301,8 +301,19 @@ def _wald(x: np.ndarray, others: np.ndarray | None, likelihood: Any) -> tuple[fl
     bounds = np.exp(beta[0] + np.array([0, -1, 1]) * stats.norm.ppf(0.975) * error)
     return (*map(float, bounds), float(2 * stats.norm.sf(abs(beta[0]) / error)))
 
-# %% ../../nbs/tasks/612_outcome.ipynb #ac25d312
+# %% ../../nbs/tasks/612_outcome.ipynb #f20c4aee
 PIECE = 10  # permutations of a piece of work
+
+
+def _observed(
+    model: OutcomeModel,
+    data: Patients,
+    folds: np.ndarray,
+    horizons: Sequence[float | None],
+    seed: int,
+) -> dict[str, np.ndarray]:  # the fields of HeldOut, as a store can keep them
+    "Predictions with outcomes as they are."
+    return vars(held_out_risks(model, data, folds, horizons=horizons, seed=seed)[0])
 
 
 def _null_concordance(
@@ -473,12 +484,11 @@ def evaluate_outcome(
         horizons = list(horizons_of(data.outcome))
     chosen = {s.name: s.made() for s in outcome_models(data, models)}
     works = {
-        f"held_out/{name}": partial(
-            held_out_risks, model, data, folds, horizons=horizons, seed=seed
-        )
+        f"held_out/{name}": partial(_observed, model, data, folds, horizons, seed)
         for name, model in chosen.items()
     }
-    held = {n: found[0] for n, found in zip(chosen, steps.many(works, "held-out patients"))}
+    found = steps.many(works, "held-out patients")
+    held = {name: HeldOut(**arrays) for name, arrays in zip(chosen, found)}
     informed = {n: m for n, m in chosen.items() if n != "marginal"}
     null = None
     if permutations and informed:
