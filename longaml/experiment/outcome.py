@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUTCOME_HELP', 'outcome_lines', 'OutcomeConfig', 'OutcomeExperiment', 'run_outcome']
 
-# %% ../../nbs/experiment/724_outcome.ipynb #01d24648
+# %% ../../nbs/experiment/724_outcome.ipynb #dd406056
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from longaml.experiment.driver import (
 )
 from .store import Run
 
-# %% ../../nbs/experiment/724_outcome.ipynb #fbe6bdad
+# %% ../../nbs/experiment/724_outcome.ipynb #990bda3a
 def outcome_lines(
     found: Any,  # OutcomeEvaluation
     data: Any,  # Patients
@@ -71,7 +71,7 @@ def outcome_lines(
         lines.append(f"{block}, {ratio} per SD at q < 0.1: {'; '.join(texts[:6])}")
     return lines + [f"note: {note}" for note in data.notes]
 
-# %% ../../nbs/experiment/724_outcome.ipynb #95a69847
+# %% ../../nbs/experiment/724_outcome.ipynb #3ea48579
 OUTCOME_HELP = f"{COHORT_HELP[:-1]}; or a table with one patient a row."
 
 
@@ -224,7 +224,7 @@ class OutcomeExperiment(Experiment):
         "What was found, in sentences."
         return outcome_lines(found, data["patients"])
 
-# %% ../../nbs/experiment/724_outcome.ipynb #59a8328b
+# %% ../../nbs/experiment/724_outcome.ipynb #bbdf7fae
 def run_outcome(
     path: str | Path,  # a cohort on disk (see read_cohort), or a table with one patient a row
     out: str | Path,  # folder for the results

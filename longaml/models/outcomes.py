@@ -6,7 +6,7 @@
 __all__ = ['KINDS_OF_BLOCKS', 'Encode', 'DEVIATIONS', 'INNER_FOLDS', 'RIDGE', 'CITATION', 'Block', 'Patients', 'encoder',
            'CoxLikelihood', 'LogisticLikelihood', 'likelihood_of', 'fit_path', 'RiskModel', 'fit_risk', 'OutcomeModel']
 
-# %% ../../nbs/models/524_outcomes.ipynb #fca6bd39
+# %% ../../nbs/models/524_outcomes.ipynb #1e2a5040
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +18,7 @@ from ..core import InputError, listing, rng_for
 from .contract import ModelSpec, Settings, register
 from ..tl.survival import Outcome, kaplan_meier
 
-# %% ../../nbs/models/524_outcomes.ipynb #9ffd3668
+# %% ../../nbs/models/524_outcomes.ipynb #31faf125
 KINDS_OF_BLOCKS = ("covariates", "composition", "expression", "values")
 
 
@@ -69,7 +69,7 @@ class Patients:
         moved = {n: b.take(order) if n in along else b for n, b in self.blocks.items()}
         return replace(self, outcome=self.outcome.take(order), blocks=moved)
 
-# %% ../../nbs/models/524_outcomes.ipynb #4030b5ff
+# %% ../../nbs/models/524_outcomes.ipynb #b373da38
 Encode = Callable[[Block], tuple[np.ndarray, list[str]]]  # -> (patients, features), their names
 
 
@@ -157,7 +157,7 @@ def encoder(
 
     return encode
 
-# %% ../../nbs/models/524_outcomes.ipynb #6026189d
+# %% ../../nbs/models/524_outcomes.ipynb #ff113303
 class CoxLikelihood:
     "Partial likelihood of times (Cox, 1972), ties as Breslow (1974)."
 
@@ -271,7 +271,7 @@ def fit_path(
         found.append(beta.copy())
     return np.array(found)
 
-# %% ../../nbs/models/524_outcomes.ipynb #afcf6989
+# %% ../../nbs/models/524_outcomes.ipynb #5dfc2361
 DEVIATIONS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of log hazard ratios per standard deviation
 INNER_FOLDS = 5
 
@@ -408,7 +408,7 @@ class OutcomeModel(Settings):
         "Probability of an event by the horizon, or of the second class."
         return self.fitted_.probability(self.predict(data), horizon)
 
-# %% ../../nbs/models/524_outcomes.ipynb #33cd521a
+# %% ../../nbs/models/524_outcomes.ipynb #08a8d89b
 RIDGE = (
     "ridge-penalised Cox regression (times) or logistic regression (classes), the penalty chosen "
     "by cross-validation among training patients"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['REFERENCE', 'EVALUATION', 'SUMMARY', 'PIECE', 'Judging', 'outcome_models', 'HeldOut', 'held_out_risks',
-           'mean_concordance', 'OutcomeEvaluation', 'outcome_effects', 'evaluate_outcome']
+           'mean_concordance', 'OutcomeEvaluation', 'evaluate_outcome']
 
-# %% ../../nbs/tasks/612_outcome.ipynb #b08d0e7c
+# %% ../../nbs/tasks/612_outcome.ipynb #3f557d0a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from ..models.outcome_effects import outcome_effects
 from scipy import stats
 
 from longaml.core import (
@@ -27,14 +28,7 @@ from longaml.core import (
     rng_for,
 )
 from ..models.contract import ModelSpec, specs
-from longaml.models.outcomes import (
-    OutcomeModel,
-    Patients,
-    encoder,
-    fit_path,
-    fit_risk,
-    likelihood_of,
-)
+from ..models.outcomes import OutcomeModel, Patients, encoder, fit_risk
 from longaml.tl.survival import (
     Outcome,
     auroc_at,
@@ -49,7 +43,7 @@ from longaml.tl.survival import (
     usable_pairs,
 )
 
-# %% ../../nbs/tasks/612_outcome.ipynb #d0ba791c
+# %% ../../nbs/tasks/612_outcome.ipynb #5018fd41
 REFERENCE = "clinical"  # what every other model is compared with
 
 
@@ -98,7 +92,7 @@ class Judging:
 
 
 def outcome_models(
-    data: Patients,
+    data: Patients,  # what they may read
     models: Sequence[str] | None = None,  # names; None: all that the data have blocks for
 ) -> list[ModelSpec]:
     "The models to compare; `marginal` is always among them, and `clinical` where it can be."
@@ -118,7 +112,7 @@ def outcome_models(
     always = {"marginal", REFERENCE} | set(models)
     return [s for n, s in able.items() if n in always]
 
-# %% ../../nbs/tasks/612_outcome.ipynb #9707a147
+# %% ../../nbs/tasks/612_outcome.ipynb #d0aad079
 @dataclass(frozen=True)
 class HeldOut:
     "Predictions of one model for patients that it has not seen."
@@ -136,8 +130,8 @@ def _encoded(model: OutcomeModel, name: str, data: Patients, held: np.ndarray) -
 
 
 def held_out_risks(
-    model: OutcomeModel,
-    data: Patients,
+    model: OutcomeModel,  # fitted anew in every fold
+    data: Patients,  # all patients
     folds: np.ndarray,  # (repeats, patients)
     *,
     orders: np.ndarray | None = None,  # (permutations, patients); None: outcomes as they are
@@ -181,14 +175,14 @@ def held_out_risks(
 
 def mean_concordance(
     risk: np.ndarray,  # (repeats, patients)
-    outcome: Outcome,
+    outcome: Outcome,  # of the patients
     folds: np.ndarray,  # (repeats, patients)
 ) -> float:
     "Concordance within folds, mean over the repeats; folds without a pair do not count."
     every = [concordance(r, usable_pairs(outcome, f)) for r, f in zip(risk, folds)]
     return float(np.nanmean(every)) if np.isfinite(every).any() else float("nan")
 
-# %% ../../nbs/tasks/612_outcome.ipynb #4ec37eb8
+# %% ../../nbs/tasks/612_outcome.ipynb #8866190f
 EVALUATION = "model repeat fold metric value chance".split()
 SUMMARY = (
     "model metric horizon value low high chance p_value over_clinical over_low over_high p_adds"
@@ -252,56 +246,7 @@ class OutcomeEvaluation:
         rows = rows[rows["horizon"].isna() & (rows["model"] != "marginal")]
         return str(rows.set_index("model")["value"].idxmax()) if len(rows) else "marginal"
 
-# %% ../../nbs/tasks/612_outcome.ipynb #61c267aa
-def outcome_effects(
-    data: Patients,
-    *,
-    blocks: Sequence[str] = ("clinical", "composition", "pseudobulk"),
-) -> pd.DataFrame:  # block, feature, adjusted_for, ratio, ci_low, ci_high, p_value, q_value
-    """Hazard (odds) ratio per standard deviation of every feature, of all patients together.
-
-    Each is tested alone, and with all clinical covariates beside it (Wald test, without a penalty).
-    q-values are over the features of a block (Benjamini and Hochberg, 1995)."""
-    likelihood = likelihood_of(data.outcome)
-    known: dict[str, tuple[np.ndarray, list[str]]] = {}
-    for name in dict.fromkeys(["clinical", *blocks]):
-        if name in data.blocks:
-            known[name] = encoder(data.blocks[name])(data.blocks[name])
-    n_events = int(data.outcome.event.sum())
-    rows = []
-    for name in [b for b in blocks if b in known]:
-        ways: dict[str, np.ndarray | None] = {"": None}
-        if name != "clinical" and "clinical" in known:
-            ways["clinical"] = known["clinical"][0]
-        for adjusted, others in ways.items():
-            if others is not None and others.shape[1] > n_events / 5:
-                continue  # more covariates than so few events carry
-            for x, feature in zip(known[name][0].T, known[name][1]):
-                rows.append((name, feature, adjusted, *_wald(x, others, likelihood)))
-    columns = "block feature adjusted_for ratio ci_low ci_high p_value".split()
-    table = pd.DataFrame(rows, columns=columns)
-    table["q_value"] = np.nan
-    for _, t in table.dropna(subset="p_value").groupby(["block", "adjusted_for"]):
-        table.loc[t.index, "q_value"] = stats.false_discovery_control(t["p_value"])
-    return table
-
-
-def _wald(x: np.ndarray, others: np.ndarray | None, likelihood: Any) -> tuple[float, ...]:
-    "Ratio, its 95% interval and p-value of one feature; missing where it cannot be estimated."
-    columns = [x] if others is None else [x, *others.T]
-    if likelihood.intercept:
-        columns.append(np.ones(len(x)))
-    matrix = np.column_stack(columns)
-    (beta,) = fit_path(matrix, likelihood, [10.0])
-    _, curvature = likelihood.derivatives(matrix @ beta, matrix)
-    variance = np.linalg.pinv(curvature)[0, 0]
-    if not x.any() or not 0 < variance < 25:
-        return (np.nan,) * 4
-    error = np.sqrt(variance)
-    bounds = np.exp(beta[0] + np.array([0, -1, 1]) * stats.norm.ppf(0.975) * error)
-    return (*map(float, bounds), float(2 * stats.norm.sf(abs(beta[0]) / error)))
-
-# %% ../../nbs/tasks/612_outcome.ipynb #f20c4aee
+# %% ../../nbs/tasks/612_outcome.ipynb #1aba1b9e
 PIECE = 10  # permutations of a piece of work
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CENSORED_WORDS', 'LEAKING', 'TOO_GOOD', 'covariate_matrix', 'outcome_of_table', 'outcome_of_cohort']
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #3cc5dc78
+# %% ../../nbs/tasks/611_outcome_data.ipynb #3ff01a47
 import re
 from collections.abc import Sequence
 
@@ -41,7 +41,7 @@ from longaml.tl.survival import (
     usable_pairs,
 )
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #4744e5d8
+# %% ../../nbs/tasks/611_outcome_data.ipynb #557144af
 CENSORED_WORDS = (
     "censored alive no 0 0.0 false none ongoing event-free progression-free relapse-free"
 ).split() + ["no event", "no relapse", "event free", "in remission"]
@@ -140,7 +140,7 @@ def _outcome_of(
     found = time_to_event(times[kept], seen[kept])
     return found, kept, [note] if note else []
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #8cd08d42
+# %% ../../nbs/tasks/611_outcome_data.ipynb #79c96a00
 LEAKING = re.compile(
     r"surviv|vital|status|relaps|recur|progress|death|died|dead|event|outcome|follow|censor|"
     r"(?:^|_)(?:os|efs|dfs|pfs|rfs)(?:_|$)|(?:disease|event|overall)[_ .-]?(?:free)?[_ .-]?"
@@ -223,7 +223,7 @@ def covariate_matrix(
     found.columns = [str(c).replace("`", "").replace("[T.", "[") for c in found]
     return found, names, notes
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #b27fa9cb
+# %% ../../nbs/tasks/611_outcome_data.ipynb #fbc05631
 def outcome_of_table(
     table: pd.DataFrame,  # a row per patient
     *,
@@ -293,7 +293,7 @@ def _shares(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
         )
     return shares
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #1ccb71b4
+# %% ../../nbs/tasks/611_outcome_data.ipynb #ede4b050
 def _of_patients(obs: pd.DataFrame, names: Sequence[str], parameter: str) -> pd.DataFrame:
     "Columns with one value per patient; an error for one that varies."
     patient = obs[PATIENT].astype(str)

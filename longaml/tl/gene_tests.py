@@ -19,7 +19,6 @@ from anndata import AnnData
 from scipy import stats
 
 from longaml.core import (
-    ALL,
     CELL_TYPE,
     COUNTS,
     PATIENT,
@@ -50,13 +49,12 @@ from longaml.tl.designs import (
 from longaml.tl.linear_models import (
     LinearFits,
     Tests,
-    cauchy_combination,
     consensus_correlation,
     correlation_root,
     effects_of,
     fit_linear,
-    information,
     moderated_tests,
+    over_cell_types,
 )
 from longaml.tl.mixed_models import (
     InterceptFits,
@@ -241,39 +239,6 @@ def gene_tests(
     free = fit_free_prior(linear.variance, linear.df, prior.variance)
     p = free.p_values(effect[:, 0], unscaled[:, 0, 0], linear.variance, linear.df)
     return Tests(found.effect, found.unscaled, found.statistic, found.df, p, found.standard_error)
-
-# %% ../../nbs/tl/316_gene_tests.ipynb #gene_t10
-def _over_cell_types(tables: pd.DataFrame) -> pd.DataFrame:
-    "Rows of *any cell type*: inverse-variance mean of effects, Cauchy-combined p-values."
-    rows = []
-    for contrast, t in tables.groupby("contrast", sort=False):
-        effect = t.pivot(index="gene", columns="cell_type", values="log2_fold_change")
-        error = t.pivot(index="gene", columns="cell_type", values="standard_error")
-        p = t.pivot(index="gene", columns="cell_type", values="p_value")
-        weight = 1 / error**2
-        mean = (effect * weight).sum(axis=1) / weight.sum(axis=1)
-        by_gene = t.groupby("gene")
-        known = np.array([information(error[c].to_numpy()) for c in p.columns])
-        combined = cauchy_combination(p.to_numpy().T, known)
-        row = pd.DataFrame(
-            {
-                "contrast": contrast,
-                "cell_type": ALL,
-                "gene": effect.index,
-                "log2_fold_change": mean.to_numpy(),
-                "standard_error": np.nan,  # cell types share patients: no interval from their own
-                "ci_low": np.nan,
-                "ci_high": np.nan,
-                "statistic": stats.norm.isf(combined / 2) * np.sign(mean.to_numpy()),
-                "df": np.nan,
-                "p_value": combined,
-                "mean_expression": by_gene["mean_expression"].mean().to_numpy(),
-                "n_patients": by_gene["n_patients"].max().to_numpy(),
-                "n_same_direction": np.nan,
-            }
-        )
-        rows.append(row)
-    return pd.concat(rows, ignore_index=True)
 
 # %% ../../nbs/tl/316_gene_tests.ipynb #gene_t14
 def design_bulk(
@@ -460,7 +425,7 @@ def tests_table(
     found = pd.concat(tables, ignore_index=True).reindex(columns=columns)
     found["q_value_overall"] = _q_within(found, ["contrast"], fdr)
     if found["cell_type"].nunique() > 1:
-        every = _over_cell_types(found)
+        every = over_cell_types(found)
         found = pd.concat([every, found], ignore_index=True)[columns]
     found["q_value"] = _q_within(found, ["contrast", "cell_type"], fdr)
     places = {"contrast": list(contrasts), "cell_type": list(found["cell_type"].unique())}

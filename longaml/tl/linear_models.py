@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'LinearFits', 'fit_linear', 'correlation_root', 'independent_columns', 'consensus_correlation', 'Tests',
-           'effects_of', 'moderated_tests', 'cauchy_combination', 'information']
+           'effects_of', 'moderated_tests', 'cauchy_combination', 'information', 'over_cell_types']
 
 # %% ../../nbs/tl/312_linear_models.ipynb #linear03
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from scipy import linalg, stats
+
+from ..core import ALL
 
 # %% ../../nbs/tl/312_linear_models.ipynb #linear06
 BLOCK = 2000  # genes at a time
@@ -230,3 +233,38 @@ def information(
     "Information of a cell type on a contrast: 1 / standard error squared, of the median gene."
     known = np.asarray(standard_errors)[np.isfinite(standard_errors)]
     return float(np.median(known) ** -2) if len(known) else 1.0
+
+
+def over_cell_types(
+    tables: pd.DataFrame,  # tests of several cell types, a row per contrast, cell type and gene
+) -> pd.DataFrame:  # a row per contrast and gene
+    "Rows of *any cell type*: inverse-variance mean of effects, Cauchy-combined p-values."
+    rows = []
+    for contrast, t in tables.groupby("contrast", sort=False):
+        effect = t.pivot(index="gene", columns="cell_type", values="log2_fold_change")
+        error = t.pivot(index="gene", columns="cell_type", values="standard_error")
+        p = t.pivot(index="gene", columns="cell_type", values="p_value")
+        weight = 1 / error**2
+        mean = (effect * weight).sum(axis=1) / weight.sum(axis=1)
+        by_gene = t.groupby("gene")
+        known = np.array([information(error[c].to_numpy()) for c in p.columns])
+        combined = cauchy_combination(p.to_numpy().T, known)
+        row = pd.DataFrame(
+            {
+                "contrast": contrast,
+                "cell_type": ALL,
+                "gene": effect.index,
+                "log2_fold_change": mean.to_numpy(),
+                "standard_error": np.nan,  # cell types share patients: no interval from their own
+                "ci_low": np.nan,
+                "ci_high": np.nan,
+                "statistic": stats.norm.isf(combined / 2) * np.sign(mean.to_numpy()),
+                "df": np.nan,
+                "p_value": combined,
+                "mean_expression": by_gene["mean_expression"].mean().to_numpy(),
+                "n_patients": by_gene["n_patients"].max().to_numpy(),
+                "n_same_direction": np.nan,
+            }
+        )
+        rows.append(row)
+    return pd.concat(rows, ignore_index=True)

@@ -210,7 +210,7 @@ def auroc_at(
 
 def horizons_of(
     outcome: Outcome,  # with times
-    n: int = 3,
+    n: int = 3,  # how many
 ) -> list[float]:  # ascending
     "Times by which a quarter, a half and three quarters of all events happened (for n = 3)."
     assert outcome.time is not None
@@ -270,7 +270,7 @@ def bootstrap_concordance(
 
 def percentile_interval(
     draws: np.ndarray,  # (draws, ...) from `bootstrap_concordance`
-    level: float = 0.95,
+    level: float = 0.95,  # of the interval
 ) -> tuple[np.ndarray, np.ndarray]:  # low and high
     "The interval that holds this share of the draws; draws without a pair are left out."
     tail = 100 * (1 - level) / 2
