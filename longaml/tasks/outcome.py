@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from ..models.outcome_effects import outcome_effects
 from scipy import stats
 
 from longaml.core import (
@@ -28,6 +27,7 @@ from longaml.core import (
     rng_for,
 )
 from ..models.contract import ModelSpec, specs
+from ..models.outcome_effects import outcome_effects
 from ..models.outcomes import OutcomeModel, Patients, encoder, fit_risk
 from longaml.tl.survival import (
     Outcome,
