@@ -50,6 +50,16 @@ def refused(capsys, out, *args):
     return said[-1]
 
 
+def test_a_table_with_as_many_processes(tmp_path):
+    "Their number is no option of cohorts alone."
+    simulate_counts(6).to_csv(tmp_path / "t.csv", index=False)
+    given = ["--permutations", 0, "--no-figures"]
+    for jobs in (1, 2):
+        succeed(tmp_path / "t.csv", "--out", tmp_path / str(jobs), "--jobs", jobs, *given)
+    one, two = (pd.read_csv(tmp_path / str(j) / "abundance.csv") for j in (1, 2))
+    assert one.equals(two) and len(one) == 8
+
+
 @pytest.fixture(scope="module")
 def aml(shared_data):
     "The 75 samples, with malignant and other cells as two columns."

@@ -58,6 +58,9 @@ SLOW = {
 }
 
 
+NEEDS_DATA = {"tutorials/10_who_relapses.ipynb"}
+
+
 @pytest.mark.parametrize(
     "nb",
     [
@@ -65,14 +68,16 @@ SLOW = {
         for nb in sorted(notebooks(), key=lambda nb: not nb.startswith("tutorials"))
     ],  # the longest first, so that both workers end at about the same time
 )
-def test_notebook_runs(nb, tmp_path):
+def test_notebook_runs(nb, tmp_path, request):
+    if nb in NEEDS_DATA:
+        request.getfixturevalue("shared_data")
     done, wrote = run_notebook(nb, tmp_path)
     assert done.returncode == 0, done.stderr[-6000:]
     assert not wrote, f"{nb} wrote into the repository: {wrote}. Write to a temporary folder."
 
 
 def test_slow_notebooks_are_there():
-    assert SLOW <= set(notebooks())
+    assert SLOW | NEEDS_DATA <= set(notebooks())
 
 
 def test_a_failing_cell_and_a_stray_file_are_seen(tmp_path):

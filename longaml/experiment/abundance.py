@@ -216,7 +216,8 @@ class AbundanceResult:
 def _table_counts(config):
     "Counts of a table on disk."
     counts = tl.sample_counts
-    others = sorted(set(config.read) - set(OF_TABLES))
+    given = {k: v for k, v in config.read.items() if k != "jobs"}
+    others = sorted(set(given) - set(OF_TABLES))
     if others:
         raise InputError(
             f"{listing(f'{o}=...' for o in others)} is of a cohort of cells, and {config.cohort} "
@@ -229,7 +230,7 @@ def _table_counts(config):
         table,
         cell_type_columns=config.cell_type_columns,
         columns=[c for c in named if c in table],
-        **config.read,
+        **given,
     )
     return replace(found, notes=[*found.notes, *notes])
 

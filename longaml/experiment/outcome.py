@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUTCOME_HELP', 'outcome_lines', 'OutcomeConfig', 'OutcomeExperiment', 'run_outcome']
 
-# %% ../../nbs/experiment/724_outcome.ipynb #dd406056
+# %% ../../nbs/experiment/724_outcome.ipynb #caed815d
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from longaml.experiment.driver import (
 )
 from .store import Run
 
-# %% ../../nbs/experiment/724_outcome.ipynb #990bda3a
+# %% ../../nbs/experiment/724_outcome.ipynb #32371f10
 def outcome_lines(
     found: Any,  # OutcomeEvaluation
     data: Any,  # Patients
@@ -71,7 +71,7 @@ def outcome_lines(
         lines.append(f"{block}, {ratio} per SD at q < 0.1: {'; '.join(texts[:6])}")
     return lines + [f"note: {note}" for note in data.notes]
 
-# %% ../../nbs/experiment/724_outcome.ipynb #3ea48579
+# %% ../../nbs/experiment/724_outcome.ipynb #8b3b5be6
 OUTCOME_HELP = f"{COHORT_HELP[:-1]}; or a table with one patient a row."
 
 
@@ -163,7 +163,7 @@ class OutcomeExperiment(Experiment):
             )
         table, notes = tl.sample_counts.read_count_table(config.cohort)
         key = config.read.get("patient_key")
-        if others := sorted(set(config.read) - {"patient_key"}):
+        if others := sorted(set(config.read) - {"patient_key", "jobs"}):
             raise InputError(
                 f"{listing(f'{o}=...' for o in others)} is of a cohort of cells, and "
                 f"{config.cohort} is a table of patients",
@@ -224,7 +224,7 @@ class OutcomeExperiment(Experiment):
         "What was found, in sentences."
         return outcome_lines(found, data["patients"])
 
-# %% ../../nbs/experiment/724_outcome.ipynb #bbdf7fae
+# %% ../../nbs/experiment/724_outcome.ipynb #d547d5f6
 def run_outcome(
     path: str | Path,  # a cohort on disk (see read_cohort), or a table with one patient a row
     out: str | Path,  # folder for the results
