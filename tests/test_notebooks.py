@@ -40,12 +40,14 @@ SLOW = {
     "experiment/718_run.ipynb",
     "experiment/720_evaluation.ipynb",
     "experiment/722_abundance.ipynb",
+    "experiment/724_outcome.ipynb",
     "published/801_networks.ipynb",
     "published/802_protocol.ipynb",
     "tasks/601_forecast.ipynb",
     "tasks/604_perturbation.ipynb",
     "tasks/605_module_tests.ipynb",
     "tasks/607_responses.ipynb",
+    "tasks/612_outcome.ipynb",
     "tl/317_enrichment.ipynb",
     "tl/323_beta_binomial.ipynb",
     "tl/calibration.ipynb",
@@ -55,6 +57,7 @@ SLOW = {
     "tutorials/05_predicting_perturbations.ipynb",
     "tutorials/06_which_model_should_i_believe.ipynb",
     "tutorials/07_cell_types_and_the_timepoint_before.ipynb",
+    "tutorials/10_who_relapses.ipynb",
 }
 
 

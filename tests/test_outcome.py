@@ -103,6 +103,15 @@ def test_a_cohort(tmp_path, capsys):
     every = {"marginal", "clinical", "composition", "clinical_and_composition"}
     assert set(models["model"]) == every | {"pseudobulk", "clinical_and_pseudobulk"}
     assert "20 patients" in capsys.readouterr().out
+    cohort.obsm["X_pca"] = rng.normal(size=(cohort.n_obs, 4))
+    la.pp.save_cohort(cohort, tmp_path / "e.h5ad")
+    sets = tmp_path / "sets.gmt"
+    sets.write_text("mine\tsome genes\t" + "\t".join(cohort.var_names[:40]) + "\n")
+    more = ["--use-rep", "X_pca", "--gene-sets", sets, "--models", "embedding,gene_sets"]
+    assert outcome(tmp_path / "e.h5ad", tmp_path / "more", *args, *more, *QUICK) == 0
+    assert "X_pca is transductive" in capsys.readouterr().out
+    models = pd.read_csv(tmp_path / "more" / "models.csv")
+    assert set(models["model"]) == {"marginal", "clinical", "embedding", "gene_sets"}
     cohort.obs["relapse"] = np.arange(cohort.n_obs) % 2
     la.pp.save_cohort(cohort, tmp_path / "d.h5ad")
     assert outcome(tmp_path / "d.h5ad", tmp_path / "no", *args, *QUICK) == 2
@@ -119,6 +128,7 @@ BAD = {
     "no such model": ([*TIMED, "--models", "composition"], "lack"),
     "too many folds": ([*TIMED, "--folds", "50"], "50 folds"),
     "a timepoint": ([*TIMED, "--at", "DX"], "one row per patient"),
+    "an embedding": ([*TIMED, "--use-rep", "X_pca"], "one row per patient"),
     "an option of cohorts": ([*TIMED, "--layer", "counts"], "is of a cohort"),
 }
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUTCOME_HELP', 'outcome_lines', 'OutcomeConfig', 'OutcomeExperiment', 'run_outcome']
 
-# %% ../../nbs/experiment/724_outcome.ipynb #caed815d
+# %% ../../nbs/experiment/724_outcome.ipynb #34425040
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from longaml.experiment.driver import (
 )
 from .store import Run
 
-# %% ../../nbs/experiment/724_outcome.ipynb #32371f10
+# %% ../../nbs/experiment/724_outcome.ipynb #acd0c165
 def outcome_lines(
     found: Any,  # OutcomeEvaluation
     data: Any,  # Patients
@@ -71,7 +71,7 @@ def outcome_lines(
         lines.append(f"{block}, {ratio} per SD at q < 0.1: {'; '.join(texts[:6])}")
     return lines + [f"note: {note}" for note in data.notes]
 
-# %% ../../nbs/experiment/724_outcome.ipynb #8b3b5be6
+# %% ../../nbs/experiment/724_outcome.ipynb #f555a33a
 OUTCOME_HELP = f"{COHORT_HELP[:-1]}; or a table with one patient a row."
 
 
@@ -102,6 +102,12 @@ class OutcomeConfig(Folder):
     ] = None
     cell_type_columns: Annotated[
         Names, Option("Columns of a table with counts or shares of cell types.", "A,B,C")
+    ] = None
+    gene_sets: Annotated[
+        Path | None, Option("Gene sets (GMT) whose expression is read too; cohorts.", "FILE")
+    ] = None
+    use_rep: Annotated[
+        str | None, Option("Key of obsm: an embedding of cells that is read too.", "NAME")
     ] = None
     models: Annotated[
         Names, Option("Models to compare; all that the data allow, if left out.", "A,B,C")
@@ -134,9 +140,14 @@ class OutcomeExperiment(Experiment):
         "What decides the result, checked before anything is read."
         names = (
             "at time event endpoint censored covariates cell_type_columns models folds repeats "
-            "permutations strata unit"
+            "permutations strata unit use_rep"
         )
         return {n: getattr(self.config, n) for n in names.split()} | {"read": self.config.read}
+
+    def inputs(self) -> list[Path]:
+        "The cohort or table, and the gene sets where there are some."
+        sets = self.config.gene_sets
+        return [self.config.cohort, *([] if sets is None else [Path(sets)])]
 
     def read(self) -> dict[str, Any]:  # "cohort" where there is one; "patients": Patients; "strata"
         "Patients of a table or a cohort."
@@ -153,14 +164,16 @@ class OutcomeExperiment(Experiment):
                     parameter="cell_type_columns",
                 )
             cohort = super().read()
-            found = tools.outcome_of_cohort(cohort, at=config.at, **given)
+            of_cells = {n: getattr(config, n) for n in ("at", "gene_sets", "use_rep")}
+            found = tools.outcome_of_cohort(cohort, **of_cells, **given)
             rows = cohort.obs.drop_duplicates("patient").set_index("patient")
             return {"cohort": cohort, "patients": found, "strata": self._strata(rows, found)}
-        if config.at is not None:
-            raise InputError(
-                "at=... names a timepoint of a cohort; a table has one row per patient",
-                parameter="at",
-            )
+        for name in ("at", "gene_sets", "use_rep"):
+            if getattr(config, name) is not None:
+                raise InputError(
+                    f"{name}=... is of a cohort with cells; a table has one row per patient",
+                    parameter=name,
+                )
         table, notes = tl.sample_counts.read_count_table(config.cohort)
         key = config.read.get("patient_key")
         if others := sorted(set(config.read) - {"patient_key", "jobs"}):
@@ -224,7 +237,7 @@ class OutcomeExperiment(Experiment):
         "What was found, in sentences."
         return outcome_lines(found, data["patients"])
 
-# %% ../../nbs/experiment/724_outcome.ipynb #d547d5f6
+# %% ../../nbs/experiment/724_outcome.ipynb #6fa05793
 def run_outcome(
     path: str | Path,  # a cohort on disk (see read_cohort), or a table with one patient a row
     out: str | Path,  # folder for the results

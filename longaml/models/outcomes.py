@@ -6,7 +6,7 @@
 __all__ = ['KINDS_OF_BLOCKS', 'Encode', 'DEVIATIONS', 'INNER_FOLDS', 'RIDGE', 'CITATION', 'Block', 'Patients', 'encoder',
            'CoxLikelihood', 'LogisticLikelihood', 'likelihood_of', 'fit_path', 'RiskModel', 'fit_risk', 'OutcomeModel']
 
-# %% ../../nbs/models/524_outcomes.ipynb #1e2a5040
+# %% ../../nbs/models/524_outcomes.ipynb #a03ac412
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +18,7 @@ from ..core import InputError, listing, rng_for
 from .contract import ModelSpec, Settings, register
 from ..tl.survival import Outcome, kaplan_meier
 
-# %% ../../nbs/models/524_outcomes.ipynb #31faf125
+# %% ../../nbs/models/524_outcomes.ipynb #da624ccf
 KINDS_OF_BLOCKS = ("covariates", "composition", "expression", "values")
 
 
@@ -69,7 +69,7 @@ class Patients:
         moved = {n: b.take(order) if n in along else b for n, b in self.blocks.items()}
         return replace(self, outcome=self.outcome.take(order), blocks=moved)
 
-# %% ../../nbs/models/524_outcomes.ipynb #b373da38
+# %% ../../nbs/models/524_outcomes.ipynb #cfffa73f
 Encode = Callable[[Block], tuple[np.ndarray, list[str]]]  # -> (patients, features), their names
 
 
@@ -157,7 +157,7 @@ def encoder(
 
     return encode
 
-# %% ../../nbs/models/524_outcomes.ipynb #ff113303
+# %% ../../nbs/models/524_outcomes.ipynb #eb2cddcc
 class CoxLikelihood:
     "Partial likelihood of times (Cox, 1972), ties as Breslow (1974)."
 
@@ -271,7 +271,7 @@ def fit_path(
         found.append(beta.copy())
     return np.array(found)
 
-# %% ../../nbs/models/524_outcomes.ipynb #5dfc2361
+# %% ../../nbs/models/524_outcomes.ipynb #a0cbf638
 DEVIATIONS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of log hazard ratios per standard deviation
 INNER_FOLDS = 5
 
@@ -408,7 +408,7 @@ class OutcomeModel(Settings):
         "Probability of an event by the horizon, or of the second class."
         return self.fitted_.probability(self.predict(data), horizon)
 
-# %% ../../nbs/models/524_outcomes.ipynb #08a8d89b
+# %% ../../nbs/models/524_outcomes.ipynb #7306ebae
 RIDGE = (
     "ridge-penalised Cox regression (times) or logistic regression (classes), the penalty chosen "
     "by cross-validation among training patients"
@@ -469,4 +469,22 @@ _register(
     "clinical_and_pseudobulk",
     "clinical covariates and expression",
     f"Clinical covariates and principal components of each cell type's genes enter a {RIDGE}.",
+)
+_register(
+    560,
+    "gene_sets",
+    "gene sets in each cell type",
+    f"Mean log expression of gene sets in each cell type enters a {RIDGE}.",
+)
+_register(
+    570,
+    "embedding",
+    "an embedding of cells",
+    f"The mean of an embedding over a patient's cells enters a {RIDGE}.",
+)
+_register(
+    580,
+    "clinical_and_embedding",
+    "clinical covariates and an embedding",
+    f"Clinical covariates and the mean of an embedding over a patient's cells enter a {RIDGE}.",
 )
