@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['KINDS_OF_BLOCKS', 'Encode', 'DEVIATIONS', 'INNER_FOLDS', 'RIDGE', 'CITATION', 'Block', 'Patients', 'encoder',
-           'CoxLikelihood', 'LogisticLikelihood', 'likelihood_of', 'fit_path', 'RiskModel', 'fit_risk', 'OutcomeModel']
+           'CoxLikelihood', 'LogisticLikelihood', 'likelihood_of', 'fit_path', 'RiskModel', 'fit_risk', 'OutcomeModel',
+           'register_outcome']
 
-# %% ../../nbs/models/524_outcomes.ipynb #a03ac412
+# %% ../../nbs/models/524_outcomes.ipynb #ef46d59a
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,7 +19,7 @@ from ..core import InputError, listing, rng_for
 from .contract import ModelSpec, Settings, register
 from ..tl.survival import Outcome, kaplan_meier
 
-# %% ../../nbs/models/524_outcomes.ipynb #da624ccf
+# %% ../../nbs/models/524_outcomes.ipynb #60eda9c9
 KINDS_OF_BLOCKS = ("covariates", "composition", "expression", "values")
 
 
@@ -45,7 +46,7 @@ class Patients:
 
     names: np.ndarray  # (patients,)
     outcome: Outcome
-    blocks: Mapping[str, Block]  # such as clinical, composition, pseudobulk
+    blocks: Mapping[str, Any]  # such as clinical, composition, pseudobulk: each a Block
     notes: list[str] = field(default_factory=list)  # what was guessed, merged or left out
 
     def __len__(self) -> int:
@@ -69,8 +70,8 @@ class Patients:
         moved = {n: b.take(order) if n in along else b for n, b in self.blocks.items()}
         return replace(self, outcome=self.outcome.take(order), blocks=moved)
 
-# %% ../../nbs/models/524_outcomes.ipynb #cfffa73f
-Encode = Callable[[Block], tuple[np.ndarray, list[str]]]  # -> (patients, features), their names
+# %% ../../nbs/models/524_outcomes.ipynb #d9ac372d
+Encode = Callable[[Any], tuple[np.ndarray, list[str]]]  # -> (patients, features), their names
 
 
 def _standardised(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -126,12 +127,14 @@ def _components(
 
 
 def encoder(
-    block: Block,  # of training patients
+    block: Any,  # of training patients: a Block, or another with `take` and `encoder`
     *,
     n_genes: int = 1000,  # of expression: most variable genes of a cell type
     n_components: int = 3,  # of expression: components of a cell type
 ) -> Encode:
     "How a block is encoded, estimated from these patients."
+    if hasattr(block, "encoder"):  # a block with a way of its own, such as cells
+        return block.encoder(n_genes=n_genes, n_components=n_components)
     if block.kind == "composition":
         ratios = _log_ratios(block)
         scale = _standardised(ratios(block.values))
@@ -157,7 +160,7 @@ def encoder(
 
     return encode
 
-# %% ../../nbs/models/524_outcomes.ipynb #eb2cddcc
+# %% ../../nbs/models/524_outcomes.ipynb #956d6d8e
 class CoxLikelihood:
     "Partial likelihood of times (Cox, 1972), ties as Breslow (1974)."
 
@@ -271,7 +274,7 @@ def fit_path(
         found.append(beta.copy())
     return np.array(found)
 
-# %% ../../nbs/models/524_outcomes.ipynb #a0cbf638
+# %% ../../nbs/models/524_outcomes.ipynb #c6489746
 DEVIATIONS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of log hazard ratios per standard deviation
 INNER_FOLDS = 5
 
@@ -408,7 +411,7 @@ class OutcomeModel(Settings):
         "Probability of an event by the horizon, or of the second class."
         return self.fitted_.probability(self.predict(data), horizon)
 
-# %% ../../nbs/models/524_outcomes.ipynb #7306ebae
+# %% ../../nbs/models/524_outcomes.ipynb #e9c5f888
 RIDGE = (
     "ridge-penalised Cox regression (times) or logistic regression (classes), the penalty chosen "
     "by cross-validation among training patients"
@@ -421,7 +424,13 @@ CITATION = (
 )
 
 
-def _register(place: int, name: str, label: str, sentence: str, **more: Any) -> None:
+def register_outcome(
+    place: int,  # order in lists and tables
+    name: str,  # of its blocks, with `_and_` between them
+    label: str,  # for texts and figures
+    sentence: str,  # for the methods text
+) -> None:
+    "Make a penalised regression on some blocks known as a model of outcomes."
     blocks = name.split("_and_") if name != "marginal" else []
     register(
         ModelSpec(
@@ -434,55 +443,56 @@ def _register(place: int, name: str, label: str, sentence: str, **more: Any) -> 
             kind="baseline" if name in ("marginal", "clinical") else "classical",
             default=True,
             place=place,
-            **more,
         )
     )
 
 
-_register(
+register_outcome(
     500,
     "marginal",
     "the same for everybody",
     "The baseline gives every patient the Kaplan-Meier curve (or class frequencies) of the others.",
 )
-_register(510, "clinical", "clinical covariates", f"Clinical covariates alone enter a {RIDGE}.")
-_register(
+register_outcome(
+    510, "clinical", "clinical covariates", f"Clinical covariates alone enter a {RIDGE}."
+)
+register_outcome(
     520,
     "composition",
     "cell-type composition",
     f"Centred log-ratios of cell-type shares enter a {RIDGE}.",
 )
-_register(
+register_outcome(
     530,
     "clinical_and_composition",
     "clinical covariates and composition",
     f"Clinical covariates and centred log-ratios of cell-type shares enter a {RIDGE}.",
 )
-_register(
+register_outcome(
     540,
     "pseudobulk",
     "expression of each cell type",
     f"Principal components of the most variable genes of each cell type enter a {RIDGE}.",
 )
-_register(
+register_outcome(
     550,
     "clinical_and_pseudobulk",
     "clinical covariates and expression",
     f"Clinical covariates and principal components of each cell type's genes enter a {RIDGE}.",
 )
-_register(
+register_outcome(
     560,
     "gene_sets",
     "gene sets in each cell type",
     f"Mean log expression of gene sets in each cell type enters a {RIDGE}.",
 )
-_register(
+register_outcome(
     570,
     "embedding",
     "an embedding of cells",
     f"The mean of an embedding over a patient's cells enters a {RIDGE}.",
 )
-_register(
+register_outcome(
     580,
     "clinical_and_embedding",
     "clinical covariates and an embedding",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CENSORED_WORDS', 'LEAKING', 'TOO_GOOD', 'LEAST_GENES', 'covariate_matrix', 'outcome_of_table', 'outcome_of_cohort']
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #eab4ca78
+# %% ../../nbs/tasks/611_outcome_data.ipynb #ee08ef6e
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,15 +24,17 @@ from longaml.core import (
     check_choice,
     check_cohort,
     check_column,
+    counts_of,
     input_kind,
     listing,
     log,
     timepoints_of,
 )
+from ..models.cell_states import cells_of
 from ..models.outcomes import Block, Patients
 from ..pp.gene_sets import check_gene_sets
 from ..pp.labels import find_key
-from ..pp.preprocessing import pseudobulk
+from ..pp.preprocessing import log_per_10k, pseudobulk
 from ..tl.designs import variables_of
 from ..tl.normalization import expressed_genes, log_cpm
 from longaml.tl.survival import (
@@ -43,7 +45,7 @@ from longaml.tl.survival import (
     usable_pairs,
 )
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #7d70a6fd
+# %% ../../nbs/tasks/611_outcome_data.ipynb #9e67c773
 CENSORED_WORDS = (
     "censored alive no 0 0.0 false none ongoing event-free progression-free relapse-free"
 ).split() + ["no event", "no relapse", "event free", "in remission"]
@@ -142,7 +144,7 @@ def _outcome_of(
     found = time_to_event(times[kept], seen[kept])
     return found, kept, [note] if note else []
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #85b62e89
+# %% ../../nbs/tasks/611_outcome_data.ipynb #5e1ee510
 LEAKING = re.compile(
     r"surviv|vital|status|relaps|recur|progress|death|died|dead|event|outcome|follow|censor|"
     r"(?:^|_)(?:os|efs|dfs|pfs|rfs)(?:_|$)|(?:disease|event|overall)[_ .-]?(?:free)?[_ .-]?"
@@ -225,7 +227,7 @@ def covariate_matrix(
     found.columns = [str(c).replace("`", "").replace("[T.", "[") for c in found]
     return found, names, notes
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #a0186dc3
+# %% ../../nbs/tasks/611_outcome_data.ipynb #9b2d528f
 def outcome_of_table(
     table: pd.DataFrame,  # a row per patient
     *,
@@ -295,7 +297,7 @@ def _shares(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
         )
     return shares
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #756ebb15
+# %% ../../nbs/tasks/611_outcome_data.ipynb #7791054e
 LEAST_GENES = 5  # of a gene set in a cell type
 
 
@@ -430,6 +432,10 @@ def outcome_of_cohort(
             )
         blocks["gene_sets"] = _gene_set_block(blocks["pseudobulk"], sets)
     notes = list(found.notes)
+    if input_kind(cohort) == "counts":
+        code = pd.Categorical(part.obs[PATIENT].astype(str), who).codes
+        values = log_per_10k(counts_of(part))
+        blocks["cell_states"] = cells_of(values, code, kinds.to_numpy(), n_patients=len(who))
     if use_rep is not None:
         mine = part[part.obs[PATIENT].astype(str).isin(who).to_numpy()]
         blocks["embedding"], note = _embedding_block(mine, who, use_rep)
