@@ -7,7 +7,7 @@ __all__ = ['KINDS_OF_BLOCKS', 'Encode', 'DEVIATIONS', 'INNER_FOLDS', 'RIDGE', 'C
            'CoxLikelihood', 'LogisticLikelihood', 'likelihood_of', 'fit_path', 'RiskModel', 'fit_risk', 'OutcomeModel',
            'register_outcome']
 
-# %% ../../nbs/models/524_outcomes.ipynb #ef46d59a
+# %% ../../nbs/models/524_outcomes.ipynb #c9e92ea4
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +19,7 @@ from ..core import InputError, listing, rng_for
 from .contract import ModelSpec, Settings, register
 from ..tl.survival import Outcome, kaplan_meier
 
-# %% ../../nbs/models/524_outcomes.ipynb #60eda9c9
+# %% ../../nbs/models/524_outcomes.ipynb #1657d179
 KINDS_OF_BLOCKS = ("covariates", "composition", "expression", "values")
 
 
@@ -70,17 +70,16 @@ class Patients:
         moved = {n: b.take(order) if n in along else b for n, b in self.blocks.items()}
         return replace(self, outcome=self.outcome.take(order), blocks=moved)
 
-# %% ../../nbs/models/524_outcomes.ipynb #d9ac372d
+# %% ../../nbs/models/524_outcomes.ipynb #aeedaf46
 Encode = Callable[[Any], tuple[np.ndarray, list[str]]]  # -> (patients, features), their names
 
 
 def _standardised(values: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     "Mean 0 and deviation 1 over these rows; what is missing, or does not vary here, is 0."
-    with np.errstate(invalid="ignore"):
-        known = np.isfinite(values)
-        n = np.maximum(known.sum(0), 1)
-        mean = np.where(known, values, 0).sum(0) / n
-        sd = np.sqrt(np.where(known, (values - mean) ** 2, 0).sum(0) / n)
+    known = np.isfinite(values)
+    n = np.maximum(known.sum(0), 1)
+    mean = np.where(known, values, 0).sum(0) / n
+    sd = np.sqrt(np.where(known, (values - mean) ** 2, 0).sum(0) / n)
     usable = sd > 1e-9 * np.maximum(np.abs(mean), 1)
 
     def encode(x):
@@ -113,7 +112,8 @@ def _components(
     if k < 1:
         return lambda x: np.zeros((len(x), 0))
     chosen = np.argsort(-rows.var(0), kind="stable")[:n_genes]
-    scale = _standardised(rows[:, chosen])
+    rows = rows[:, chosen]
+    scale = _standardised(rows)
     _, s, axes = np.linalg.svd(scale(rows), full_matrices=False)
     axes = axes[: min(k, int((s > 1e-9 * max(s[0], 1e-300)).sum()))]
 
@@ -160,7 +160,7 @@ def encoder(
 
     return encode
 
-# %% ../../nbs/models/524_outcomes.ipynb #956d6d8e
+# %% ../../nbs/models/524_outcomes.ipynb #8cd5de4e
 class CoxLikelihood:
     "Partial likelihood of times (Cox, 1972), ties as Breslow (1974)."
 
@@ -274,7 +274,7 @@ def fit_path(
         found.append(beta.copy())
     return np.array(found)
 
-# %% ../../nbs/models/524_outcomes.ipynb #c6489746
+# %% ../../nbs/models/524_outcomes.ipynb #f630b604
 DEVIATIONS = (0.05, 0.1, 0.2, 0.4, 0.8)  # of log hazard ratios per standard deviation
 INNER_FOLDS = 5
 
@@ -411,7 +411,7 @@ class OutcomeModel(Settings):
         "Probability of an event by the horizon, or of the second class."
         return self.fitted_.probability(self.predict(data), horizon)
 
-# %% ../../nbs/models/524_outcomes.ipynb #e9c5f888
+# %% ../../nbs/models/524_outcomes.ipynb #58c354a5
 RIDGE = (
     "ridge-penalised Cox regression (times) or logistic regression (classes), the penalty chosen "
     "by cross-validation among training patients"
