@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUTCOME_PRESETS', 'OTHER_TYPES', 'BLASTS', 'OutcomeConfig', 'outcome_config_for', 'simulate_outcomes']
 
-# %% ../../nbs/datasets/105_outcomes.ipynb #1ea15f64
+# %% ../../nbs/datasets/105_outcomes.ipynb #1053c930
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from longaml.core import (
 )
 from .cohort import configuration, provenance
 
-# %% ../../nbs/datasets/105_outcomes.ipynb #5e968102
+# %% ../../nbs/datasets/105_outcomes.ipynb #cb052b6a
 @dataclass(frozen=True)
 class OutcomeConfig:
     "What simulated patients with an outcome are made of."
@@ -46,7 +46,7 @@ class OutcomeConfig:
     composition: float = 0.7  # shift of the log odds of blasts per deviation of the risk
     rare: float = 0.05  # median share of blasts in the rare state
     rare_slope: float = 0.5  # shift of its log odds per deviation of the risk
-    rare_programme: float = 2.0  # natural-log shift of the programme in the rare state
+    rare_programme: float = 1.0  # natural-log shift of the programme in the rare state
     patient_sd: float = 0.3  # effects of patient and cell type on every gene, natural log
     type_sd: float = 0.8  # effects of cell type on every gene, natural log
     dispersion: float = 0.3  # negative-binomial: variance = mean + dispersion * mean^2
@@ -78,7 +78,7 @@ def outcome_config_for(
         )
     return c
 
-# %% ../../nbs/datasets/105_outcomes.ipynb #e24deece
+# %% ../../nbs/datasets/105_outcomes.ipynb #353256a2
 def _followed(c: OutcomeConfig, hidden: np.ndarray, covariate: np.ndarray, rng: Any) -> tuple:
     "Days until the event or the end of follow-up, and whether the event was seen."
     hazard = np.exp(c.risk * hidden + c.clinical * covariate) * np.log(2) / c.median_time
