@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATES', 'COMPONENTS', 'CELLS', 'Cells', 'cells_of']
 
-# %% ../../nbs/models/526_cell_states.ipynb #23ed2017
+# %% ../../nbs/models/526_cell_states.ipynb #20ac984c
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from ..core import rng_for
 from .outcomes import RIDGE, Block, Encode, encoder, register_outcome
 
-# %% ../../nbs/models/526_cell_states.ipynb #b3c79baf
+# %% ../../nbs/models/526_cell_states.ipynb #09b2b965
 STATES = 20  # clusters of cells
 COMPONENTS = 15  # that clusters are found in
 CELLS = 300  # of a patient at most
@@ -94,7 +94,7 @@ def cells_of(
     patient: np.ndarray,  # (cells,) position of the patient; -1: not used
     cell_types: np.ndarray,  # (cells,) names
     *,
-    n_patients: int,
+    n_patients: int,  # patients, those without a cell among them
     seed: int = 0,  # which cells are kept of a patient with many
 ) -> Cells:
     "Cells for a model of outcomes, at most 300 of a patient."
