@@ -101,7 +101,8 @@ def test_a_cohort(tmp_path, capsys):
     assert outcome(tmp_path / "c.h5ad", tmp_path / "out", *args, *QUICK) == 0
     models = pd.read_csv(tmp_path / "out" / "models.csv")
     every = {"marginal", "clinical", "composition", "clinical_and_composition"}
-    assert set(models["model"]) == every | {"pseudobulk", "clinical_and_pseudobulk"}
+    every |= {"pseudobulk", "clinical_and_pseudobulk"}
+    assert set(models["model"]) == every | {"cell_states", "clinical_and_cell_states"}
     assert "20 patients" in capsys.readouterr().out
     cohort.obsm["X_pca"] = rng.normal(size=(cohort.n_obs, 4))
     la.pp.save_cohort(cohort, tmp_path / "e.h5ad")
@@ -145,6 +146,8 @@ def test_bad_input(case, clinic, tmp_path, capsys):
 CHANGED = {
     "negative times": (lambda t: t.assign(days=-t["days"]), "negative"),
     "all censored": (lambda t: t.assign(first_event="Censored"), "all are censored"),
+    "few events": (lambda t: t.assign(first_event=["Relapse"] * 4 + ["Censored"] * 56), "4 of 60"),
+    "one time": (lambda t: t.assign(first_event="Relapse", days=7), "every event is at 7"),
     "patients twice": (lambda t: pd.concat([t, t.head(3)]), "several rows"),
 }
 

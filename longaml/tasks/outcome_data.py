@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CENSORED_WORDS', 'LEAKING', 'TOO_GOOD', 'LEAST_GENES', 'covariate_matrix', 'outcome_of_table', 'outcome_of_cohort']
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #ee08ef6e
+# %% ../../nbs/tasks/611_outcome_data.ipynb #50cfbbab
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +45,7 @@ from longaml.tl.survival import (
     usable_pairs,
 )
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #9e67c773
+# %% ../../nbs/tasks/611_outcome_data.ipynb #38b83255
 CENSORED_WORDS = (
     "censored alive no 0 0.0 false none ongoing event-free progression-free relapse-free"
 ).split() + ["no event", "no relapse", "event free", "in remission"]
@@ -144,7 +144,7 @@ def _outcome_of(
     found = time_to_event(times[kept], seen[kept])
     return found, kept, [note] if note else []
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #5e1ee510
+# %% ../../nbs/tasks/611_outcome_data.ipynb #716dcf79
 LEAKING = re.compile(
     r"surviv|vital|status|relaps|recur|progress|death|died|dead|event|outcome|follow|censor|"
     r"(?:^|_)(?:os|efs|dfs|pfs|rfs)(?:_|$)|(?:disease|event|overall)[_ .-]?(?:free)?[_ .-]?"
@@ -205,7 +205,8 @@ def covariate_matrix(
             notes.append(f"{name}: {missing} values are missing; the median is taken for them")
         if column.nunique() < 2:
             raise InputError(
-                f"covariate {name!r} is {column.iloc[0]!r} for every patient; leave it out",
+                f"covariate {name!r} is {listing(column.dropna().unique())} for every patient; "
+                "leave it out",
                 parameter="covariates",
             )
         used[name] = column
@@ -227,7 +228,7 @@ def covariate_matrix(
     found.columns = [str(c).replace("`", "").replace("[T.", "[") for c in found]
     return found, names, notes
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #9b2d528f
+# %% ../../nbs/tasks/611_outcome_data.ipynb #7e921365
 def outcome_of_table(
     table: pd.DataFrame,  # a row per patient
     *,
@@ -297,7 +298,7 @@ def _shares(table: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
         )
     return shares
 
-# %% ../../nbs/tasks/611_outcome_data.ipynb #7791054e
+# %% ../../nbs/tasks/611_outcome_data.ipynb #9b9b7f83
 LEAST_GENES = 5  # of a gene set in a cell type
 
 
