@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUTCOME_HELP', 'outcome_lines', 'OutcomeConfig', 'OutcomeExperiment', 'run_outcome']
 
-# %% ../../nbs/experiment/724_outcome.ipynb #34425040
+# %% ../../nbs/experiment/724_outcome.ipynb #7a35007e
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .. import pl, tasks, tl
-from ..core import InputError, listing
+from ..core import InputError, listing, timepoints_of
 from longaml.experiment.driver import (
     COHORT_HELP,
     Experiment,
@@ -26,7 +26,7 @@ from longaml.experiment.driver import (
 )
 from .store import Run
 
-# %% ../../nbs/experiment/724_outcome.ipynb #acd0c165
+# %% ../../nbs/experiment/724_outcome.ipynb #9499c164
 def outcome_lines(
     found: Any,  # OutcomeEvaluation
     data: Any,  # Patients
@@ -71,7 +71,7 @@ def outcome_lines(
         lines.append(f"{block}, {ratio} per SD at q < 0.1: {'; '.join(texts[:6])}")
     return lines + [f"note: {note}" for note in data.notes]
 
-# %% ../../nbs/experiment/724_outcome.ipynb #f555a33a
+# %% ../../nbs/experiment/724_outcome.ipynb #79030653
 OUTCOME_HELP = f"{COHORT_HELP[:-1]}; or a table with one patient a row."
 
 
@@ -166,7 +166,9 @@ class OutcomeExperiment(Experiment):
             cohort = super().read()
             of_cells = {n: getattr(config, n) for n in ("at", "gene_sets", "use_rep")}
             found = tools.outcome_of_cohort(cohort, **of_cells, **given)
-            rows = cohort.obs.drop_duplicates("patient").set_index("patient")
+            at = config.at or timepoints_of(cohort)[0]
+            part = cohort.obs[(cohort.obs["timepoint"].astype(str) == at).to_numpy()]
+            rows = tools.of_patients(part, [config.strata] if config.strata else [], "strata")
             return {"cohort": cohort, "patients": found, "strata": self._strata(rows, found)}
         for name in ("at", "gene_sets", "use_rep"):
             if getattr(config, name) is not None:
@@ -186,7 +188,7 @@ class OutcomeExperiment(Experiment):
         found = tools.outcome_of_table(table, cell_type_columns=types, patient_key=key, **given)
         found.notes.extend(notes)
         key = tools.find_key(table, key, "patient", required=True)
-        rows = table.set_index(table[key].astype(str))
+        rows = table.set_index(tools.column_of(table, key).astype(str))
         return {"patients": found, "strata": self._strata(rows, found)}
 
     def _strata(self, rows: pd.DataFrame, found: Any) -> np.ndarray | None:
@@ -199,7 +201,7 @@ class OutcomeExperiment(Experiment):
                 f"no column {name!r} for strata; the columns are: {listing(rows.columns, 20)}",
                 parameter="strata",
             )
-        return rows.loc[list(found.names), name].astype(str).to_numpy()
+        return rows.loc[list(found.names), name].to_numpy()
 
     def steps(self, data: dict[str, Any], run: Run) -> Any:  # OutcomeEvaluation
         "Held-out predictions of every model, and both nulls."
@@ -237,7 +239,7 @@ class OutcomeExperiment(Experiment):
         "What was found, in sentences."
         return outcome_lines(found, data["patients"])
 
-# %% ../../nbs/experiment/724_outcome.ipynb #6fa05793
+# %% ../../nbs/experiment/724_outcome.ipynb #aa030385
 def run_outcome(
     path: str | Path,  # a cohort on disk (see read_cohort), or a table with one patient a row
     out: str | Path,  # folder for the results

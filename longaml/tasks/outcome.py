@@ -81,7 +81,9 @@ class Judging:
         strata: np.ndarray | None = None,  # (patients,) outcomes stay within
     ) -> np.ndarray:  # (permutations, patients)
         "Whose outcome each patient is given, for every permutation."
-        groups = np.zeros(n, dtype=int) if strata is None else strata
+        groups = np.zeros(n, dtype=int)
+        if strata is not None:  # patients without a value are a stratum
+            groups = pd.factorize(pd.Series(strata), use_na_sentinel=False)[0]
         found = np.tile(np.arange(n), (self.permutations, 1))
         for b in range(self.permutations):
             rng = rng_for(self.seed, "exchanged outcomes", b)
@@ -200,8 +202,11 @@ def _probability_scores(
     found: dict[tuple[str, float | None], float] = {}
     if not outcome.timed:
         p = probability[0]
-        called = p > outcome.event.mean()
-        rates = [called[outcome.event].mean(), (~called)[~outcome.event].mean()]
+        trained = np.full(len(outcome), outcome.event.mean())
+        for f in np.unique(fold) if fold is not None else ():
+            trained[fold == f] = outcome.event[fold != f].mean()  # what training patients have
+        called = np.where(np.isclose(p, trained, atol=1e-6), 0.5, p > trained)
+        rates = [called[outcome.event].mean(), 1 - called[~outcome.event].mean()]
         found["balanced_accuracy", None] = float(np.mean(rates))
         found["brier", None] = brier_score(p, outcome)
         return found
