@@ -197,8 +197,8 @@ def test_held_out_patients_do_not_reach_their_own_prediction():
     assert before.deviation[0, 2] == after.deviation[0, 2]
 
 
-def test_the_unit_of_time_and_of_shares():
-    "Months for days, percentages for counts that are shares: the same concordance."
+def test_the_unit_of_time():
+    "Months for days: the same concordance."
     data = patients()
     months = time_to_event(data.outcome.time / 30.4, data.outcome.event)
     again = Patients(data.names, months, data.blocks)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['AUDIT_COLUMNS', 'FEW_PATIENTS', 'FEW_CELLS', 'TABLE_HELP', 'OF_TABLES', 'permuted_check', 'abundance_audit',
-           'abundance_lines', 'AbundanceConfig', 'AbundanceResult', 'Abundance', 'run_abundance']
+           'abundance_lines', 'AbundanceConfig', 'AbundanceResult', 'table_options', 'check_no_columns', 'Abundance',
+           'run_abundance']
 
 # %% ../../nbs/experiment/722_abundance.ipynb #abunda03
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -213,17 +214,38 @@ class AbundanceResult:
     audit: pd.DataFrame  # from abundance_audit
 
 
-def _table_counts(config):
-    "Counts of a table on disk."
-    counts = tl.sample_counts
+def table_options(
+    config: Any,  # with `cohort`, a table, and `read`
+    known: Sequence[str] = OF_TABLES,  # reading options that a table has
+) -> dict[str, Any]:  # those that were given
+    "How a table is read; an error for options of cohorts. The number of processes reads nothing."
     given = {k: v for k, v in config.read.items() if k != "jobs"}
-    others = sorted(set(given) - set(OF_TABLES))
+    others = sorted(set(given) - set(known))
     if others:
         raise InputError(
             f"{listing(f'{o}=...' for o in others)} is of a cohort of cells, and {config.cohort} "
-            f"is a table of counts; a table has {listing(f'{o}=...' for o in OF_TABLES)}",
+            f"is a table; a table has {listing(f'{o}=...' for o in known)}",
             parameter=others[0],
         )
+    return given
+
+
+def check_no_columns(
+    config: Any,  # with `cohort`, which is no table, and `cell_type_columns`
+) -> None:
+    "Raise where columns of a table were named for a cohort."
+    if config.cell_type_columns:
+        raise InputError(
+            f"cell_type_columns=... are of a table (.csv, .tsv, .xlsx), and {config.cohort} is "
+            "none. The column with the cell types of a cohort is cell_type_key=... .",
+            parameter="cell_type_columns",
+        )
+
+
+def _table_counts(config):
+    "Counts of a table on disk."
+    counts = tl.sample_counts
+    given = table_options(config)
     table, notes = counts.read_count_table(config.cohort)
     named = tl.designs.variables_of(config.design)
     found = counts.counts_of_table(
@@ -264,12 +286,7 @@ class Abundance(Experiment):
         if tl.sample_counts.is_count_table(config.cohort):
             found = _table_counts(config)
             return {"cohort": found, "counts": found}
-        if config.cell_type_columns:
-            raise InputError(
-                f"cell_type_columns=... are of a table (.csv, .tsv, .xlsx), and {config.cohort} is "
-                "none. The column with the cell types of a cohort is cell_type_key=... .",
-                parameter="cell_type_columns",
-            )
+        check_no_columns(config)
         cohort = super().read()
         own = (PATIENT, TIMEPOINT, SAMPLE)
         named = [c for c in tl.designs.variables_of(config.design) if c not in own]

@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 
-from .. import pl, tasks, tl
-from ..core import InputError, listing, timepoints_of
+from .. import pl, pp, tasks, tl
+from ..core import PATIENT, TIMEPOINT, InputError, listing, timepoints_of
+from .abundance import check_no_columns, table_options
 from longaml.experiment.driver import (
     COHORT_HELP,
     Experiment,
@@ -55,13 +56,13 @@ def outcome_lines(
         lines.append(text)
     if pd.notna(found.detectable):
         lines.append(
-            f"a concordance of {found.detectable:.2f} or more would probably be detected here "
-            "(80% of the time at p < 0.05)"
+            f"{metric} of {found.detectable:.2f} or more would probably be detected here (80% of "
+            "the time at p < 0.05)"
         )
     features = {b: len(block.names) for b, block in data.blocks.items() if b != "pseudobulk"}
     few = [f"{b} {seen / k:.1f}" for b, k in features.items() if k]
     if few:
-        lines.append(f"events per feature: {listing(few)}; below 10, expect little")
+        lines.append(f"events per feature: {listing(few)} (fewer than 10 are few)")
     called = found.effects[(found.effects["q_value"] < 0.1) & (found.effects["adjusted_for"] == "")]
     ratio = "hazard ratio" if data.outcome.timed else "odds ratio"
     for block, own in called.sort_values("p_value").groupby("block", sort=False):
@@ -152,43 +153,42 @@ class OutcomeExperiment(Experiment):
     def read(self) -> dict[str, Any]:  # "cohort" where there is one; "patients": Patients; "strata"
         "Patients of a table or a cohort."
         config = self.config
-        tools = tasks.outcome_data
         given = {n: getattr(config, n) for n in ("time", "event", "endpoint")}
         given |= {n: tuple(getattr(config, n) or ()) for n in ("covariates", "censored")}
-        if not tl.sample_counts.is_count_table(config.cohort):
-            if config.cell_type_columns:
-                raise InputError(
-                    f"cell_type_columns=... are of a table (.csv, .tsv, .xlsx), and "
-                    f"{config.cohort} is none. The column with the cell types of a cohort is "
-                    "cell_type_key=... .",
-                    parameter="cell_type_columns",
-                )
-            cohort = super().read()
-            of_cells = {n: getattr(config, n) for n in ("at", "gene_sets", "use_rep")}
-            found = tools.outcome_of_cohort(cohort, **of_cells, **given)
-            at = config.at or timepoints_of(cohort)[0]
-            part = cohort.obs[(cohort.obs["timepoint"].astype(str) == at).to_numpy()]
-            rows = tools.of_patients(part, [config.strata] if config.strata else [], "strata")
-            return {"cohort": cohort, "patients": found, "strata": self._strata(rows, found)}
+        if tl.sample_counts.is_count_table(config.cohort):
+            return self._of_table(given)
+        check_no_columns(config)
+        cohort = super().read()
+        return {"cohort": cohort, **self._of_cohort(cohort, given)}
+
+    def _of_cohort(self, cohort: Any, given: dict[str, Any]) -> dict[str, Any]:
+        "Patients of a cohort, by their samples of one timepoint."
+        config = self.config
+        tools = tasks.outcome_data
+        of_cells = {n: getattr(config, n) for n in ("at", "gene_sets", "use_rep")}
+        found = tools.outcome_of_cohort(cohort, **of_cells, **given)
+        at = config.at or timepoints_of(cohort)[0]
+        part = cohort.obs[(cohort.obs[TIMEPOINT].astype(str) == at).to_numpy()]
+        rows = tools.of_patients(part, [config.strata] if config.strata else [], "strata")
+        return {"patients": found, "strata": self._strata(rows, found)}
+
+    def _of_table(self, given: dict[str, Any]) -> dict[str, Any]:
+        "Patients of a table, a row each."
+        config = self.config
         for name in ("at", "gene_sets", "use_rep"):
             if getattr(config, name) is not None:
                 raise InputError(
                     f"{name}=... is of a cohort with cells; a table has one row per patient",
                     parameter=name,
                 )
+        key = table_options(config, ["patient_key"]).get("patient_key")
         table, notes = tl.sample_counts.read_count_table(config.cohort)
-        key = config.read.get("patient_key")
-        if others := sorted(set(config.read) - {"patient_key", "jobs"}):
-            raise InputError(
-                f"{listing(f'{o}=...' for o in others)} is of a cohort of cells, and "
-                f"{config.cohort} is a table of patients",
-                parameter=others[0],
-            )
         types = tuple(config.cell_type_columns or ())
-        found = tools.outcome_of_table(table, cell_type_columns=types, patient_key=key, **given)
+        read = {"cell_type_columns": types, "patient_key": key}
+        found = tasks.outcome_data.outcome_of_table(table, **read, **given)
         found.notes.extend(notes)
-        key = tools.find_key(table, key, "patient", required=True)
-        rows = table.set_index(tools.column_of(table, key).astype(str))
+        named = str(pp.labels.find_key(table, key, PATIENT, required=True))
+        rows = table.set_index(pp.labels.column_of(table, named).astype(str))
         return {"patients": found, "strata": self._strata(rows, found)}
 
     def _strata(self, rows: pd.DataFrame, found: Any) -> np.ndarray | None:

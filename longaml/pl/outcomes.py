@@ -53,6 +53,7 @@ def plot_models(
     ax.axvline(0.5, color=GREY, lw=1, ls="--")
     ax.set_yticks(range(len(names)), [n.replace("_", " ") for n in names])
     ax.invert_yaxis()
+    ax.use_sticky_edges = False  # or the bars begin at the axis
     ax.margins(x=0.18, y=0.12)
     ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.4, -0.2), ncols=2)
     name = "concordance of held-out patients" if metric == "concordance" else "AUROC"
