@@ -113,6 +113,11 @@ def test_a_cohort(tmp_path, capsys):
     assert "X_pca is transductive" in capsys.readouterr().out
     models = pd.read_csv(tmp_path / "more" / "models.csv")
     assert set(models["model"]) == {"marginal", "clinical", "embedding", "gene_sets"}
+    networks = ["--models", "clinical_and_attention", "--permutations", "1"]
+    assert outcome(tmp_path / "c.h5ad", tmp_path / "cells", *args, *QUICK, *networks) == 0
+    models = pd.read_csv(tmp_path / "cells" / "models.csv")
+    assert set(models["model"]) == {"marginal", "clinical", "clinical_and_attention"}
+    assert models["p_adds"].notna().any()
     cohort.obs["relapse"] = np.arange(cohort.n_obs) % 2
     la.pp.save_cohort(cohort, tmp_path / "d.h5ad")
     assert outcome(tmp_path / "d.h5ad", tmp_path / "no", *args, *QUICK) == 2

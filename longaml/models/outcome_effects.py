@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .outcomes import Patients, encoder, fit_path, likelihood_of
+from .outcomes import Patients, encoder
+from ..tl.penalised_regression import fit_path, likelihood_of
 
 # %% ../../nbs/models/525_outcome_effects.ipynb #58ee23a9
 def outcome_effects(

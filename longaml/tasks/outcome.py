@@ -28,7 +28,7 @@ from longaml.core import (
 )
 from ..models.contract import ModelSpec, specs
 from ..models.outcome_effects import outcome_effects
-from ..models.outcomes import OutcomeModel, Patients, fit_risk
+from ..models.outcomes import OutcomeModel, Patients
 from longaml.tl.survival import (
     Outcome,
     auroc_at,
@@ -95,7 +95,7 @@ class Judging:
 
 def outcome_models(
     data: Patients,  # what they may read
-    models: Sequence[str] | None = None,  # names; None: all that the data have blocks for
+    models: Sequence[str] | None = None,  # names; None: the usual ones, as far as data allow
 ) -> list[ModelSpec]:
     "The models to compare; `marginal` is always among them, and `clinical` where it can be."
     every = {s.name: s for s in specs("outcome")}
@@ -103,7 +103,7 @@ def outcome_models(
         check_choice(name, every, "model", "models")
     able = {n: s for n, s in every.items() if set(s.made().blocks) <= set(data.blocks)}
     if models is None:
-        return list(able.values())
+        return [s for s in able.values() if s.default]
     if lacking := [n for n in models if n not in able]:
         blocks = listing(sorted(set(every[lacking[0]].made().blocks) - set(data.blocks)))
         raise InputError(
@@ -166,7 +166,7 @@ def held_out_risks(
                 nothing = (np.zeros(((~held).sum(), 0)), np.zeros((held.sum(), 0)))
                 parts = [nothing, *(own[b] for b in model.blocks)]
                 x, x_held = (np.concatenate(p, axis=1) for p in zip(*parts))
-                fitted = fit_risk(x, moved.outcome.take(~held), seed=fit_seed)
+                fitted = model.fit_encoded(x, moved.outcome.take(~held), seed=fit_seed)
                 risk = fitted.risk(x_held)
                 out.risk[r, held] = risk
                 out.deviation[r, fold] = fitted.deviation

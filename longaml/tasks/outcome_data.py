@@ -362,7 +362,8 @@ def _cell_blocks(mine: AnnData, who: list[str], min_cells: int) -> dict[str, Any
         blocks["pseudobulk"] = expression
     code = pd.Categorical(patient, who).codes
     values = log_per_10k(counts_of(mine))
-    blocks["cell_states"] = cells_of(values, code, kinds.to_numpy(), n_patients=len(who))
+    named = {"ids": mine.obs_names.to_numpy(), "n_patients": len(who)}
+    blocks["cell_states"] = cells_of(values, code, kinds.to_numpy(), **named)
     return blocks
 
 
