@@ -341,7 +341,7 @@ class AttentionModel(OutcomeModel):
 def register_attention(
     place: int,  # order in lists and tables
     blocks: Sequence[str],  # the block of cells last
-    name: str,
+    name: str,  # of the model
     label: str,  # for texts and figures
     sentence: str,  # for the methods text
 ) -> None:
