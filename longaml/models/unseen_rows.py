@@ -29,7 +29,7 @@ from ..pp.preprocessing import variable_genes
 from ..tl.log_ratios import log_ratios
 from ..tl.sample_counts import SampleCounts
 
-# %% ../../nbs/models/528_unseen_rows.ipynb #1ab4aa6d
+# %% ../../nbs/models/528_unseen_rows.ipynb #3e7bb168
 LEAST = 6  # patients with both visits, for a forecast
 
 
@@ -54,11 +54,11 @@ class Visits:
     @property
     def earlier(self) -> np.ndarray:  # (n,) bool
         "Rows with a visit before it."
-        return self.mask[:, :-1].any(1)
+        return np.asarray(self.mask[:, :-1].any(1))
 
     def having(self, inputs: Sequence[int]) -> np.ndarray:  # (n,) bool
         "Rows that have the last visit, and others by their places."
-        return self.seen & self.mask[:, list(inputs)].all(1)
+        return np.logical_and(self.seen, self.mask[:, list(inputs)].all(1))
 
     def hidden(self, patients: Iterable[str]) -> "Visits":
         "The same with the last visit of some patients unseen."
@@ -89,7 +89,7 @@ class Visits:
             notes={"task": "forecast", "target": self.timepoints[-1], "link": "cell_type"},
         )
 
-# %% ../../nbs/models/528_unseen_rows.ipynb #1e3058fa
+# %% ../../nbs/models/528_unseen_rows.ipynb #5e5c15ed
 def times_up_to(
     times: list[str],  # timepoints, earliest first
     target: str | None,  # the one to be predicted; None: the last
@@ -166,9 +166,10 @@ def composition_visits(
 ) -> Visits:
     "Log2 ratios of cell types to the mean of all, of each patient."
     times = times_up_to(counts.timepoints, to)
-    size = counts.counts.to_numpy(float).sum(1)
-    obs = counts.samples.assign(**{CELL_TYPE: ALL, "n_cells": size})
-    ratios = log_ratios(counts.counts)
+    kept = counts.samples[TIMEPOINT].isin(times).to_numpy()
+    size = counts.counts[kept].to_numpy(float).sum(1)
+    obs = counts.samples[kept].assign(**{CELL_TYPE: ALL, "n_cells": size})
+    ratios = log_ratios(counts.counts[kept])
     return _visits(ratios.values, obs, times, ratios.names, floor=0.5 / size.mean())
 
 

@@ -25,7 +25,7 @@ from longaml.pl.style import (
     panel_row,
 )
 
-# %% ../../nbs/pl/411_forecasts.ipynb #6c934d09
+# %% ../../nbs/pl/411_forecasts.ipynb #b22fe3ea
 def _patients_axis(ax: Axes, names: list[str]) -> None:
     "Names of patients below the last row, after the observed ones."
     ax.set_xticks(range(len(names) + 1), ["observed", *names], rotation=90, fontsize=7)
@@ -73,8 +73,10 @@ def plot_composition_forecast(
     shown = f" ({len(names)} of {len(patients)} patients)" if len(names) < len(patients) else ""
     title = (
         f"Composition at {to}{shown}: {model.replace('_', ' ')} with {level:.0%} intervals\n"
-        "grey: observed in other patients, with the median; orange: observed in this patient"
+        "grey: observed in other patients, with the median"
     )
+    if rows.loc[rows[PATIENT].astype(str).isin(names), "observed_share"].notna().any():
+        title += "; orange: observed in this patient, held out"
     fig.suptitle(title, fontsize=10, x=0.01, ha="left")
     fig.supxlabel("patient", fontsize=9)
     return fig
@@ -94,14 +96,18 @@ def _share_panel(ax: Axes, rows: pd.DataFrame, seen: pd.DataFrame, names: list[s
     ax.vlines(at, 100 * own["share_low"], 100 * own["share_high"], color=COLOURS["sky"], lw=2.4)
     ax.scatter(at, 100 * own["share"], s=16, color=COLOURS["blue"], zorder=3)
     ax.scatter(at, 100 * own["observed_share"], s=16, color=COLOURS["orange"], marker="D", zorder=4)
-    ax.set_ylim(-2, 102)
+    top = np.nanmax([*observed, *(100 * own["share_high"])], initial=1.0)
+    ax.set_ylim(-0.03 * top, min(1.08 * top, 102))
 
-# %% ../../nbs/pl/411_forecasts.ipynb #8cdce52c
+# %% ../../nbs/pl/411_forecasts.ipynb #93e3f7e2
 MEASURES = {  # table -> (baseline or None, forecast, bounds, observed), name of the axis
-    "expression": ("predicted", "low", "high", "observed", "log expression (ln)"),
+    "expression": (
+        *("predicted", "low", "high", "observed"),
+        "log expression\n(ln of 1 + counts per 10,000)",
+    ),
     "composition": (
         *("log_ratio", "log_ratio_low", "log_ratio_high", "observed_log_ratio"),
-        "log2 ratio of a cell type",
+        "log2 ratio\n(cell type to the mean of all)",
     ),
 }
 
@@ -130,7 +136,7 @@ def _held_out_panel(ax: Axes, rows: pd.DataFrame, kind: str, model: str, level: 
     title += f"({rows[PATIENT].nunique()} patients held out)"
     dress(ax, title, f"predicted change of {unit}", f"observed change of {unit}")
     marks = ax.legend(frameon=False, fontsize=8, loc="upper left", markerscale=2)
-    for handle in marks.legend_handles:
+    for handle in filter(None, marks.legend_handles):
         handle.set_alpha(1)
 
 
@@ -155,7 +161,7 @@ def plot_held_out_changes(
     assert isinstance(figure, Figure)
     return figure
 
-# %% ../../nbs/pl/411_forecasts.ipynb #6f4b01e6
+# %% ../../nbs/pl/411_forecasts.ipynb #26e0bb62
 def plot_forecast_models(
     evaluation: pd.DataFrame,  # `evaluation.csv`
     *,
@@ -178,8 +184,7 @@ def plot_forecast_models(
     edge = max(low.min(), -1.0) - 0.1  # a useless model would squeeze the others together
     for y, value in zip(place, rows[skill]):
         if value < edge:
-            where = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
-            left.annotate(f"< {value:.1f}", (edge, y), fontsize=9, **where)
+            left.text(edge + 0.02, y, f"{value:.1f} (not drawn)", fontsize=9, va="center")
     left.set_xlim(edge, max(0.1, high.max()) + 0.05)
     left.hlines(place, low, high, color=colour, lw=2)
     left.scatter(rows[skill], place, color=colour, s=26, zorder=3)

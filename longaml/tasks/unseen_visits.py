@@ -46,14 +46,15 @@ from longaml.models.unseen_rows import (
 from ..pp.preprocessing import is_bulk, patient_folds, pseudobulk
 from ..tl.sample_counts import counts_of_cohort
 
-# %% ../../nbs/tasks/613_unseen_visits.ipynb #1830af3e
+# %% ../../nbs/tasks/613_unseen_visits.ipynb #8db82eb2
 def _batches(v: Visits, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     "Rows to be predicted and rows to learn from: patients without the visit, then held-out folds."
     have = sorted(set(v.patients[v.seen & v.earlier]))
     lack = ~np.isin(v.patients, v.patients[v.seen])
     if (v.earlier & lack).any():
         yield v.earlier & lack, v.seen
-    for names in patient_folds(have, n_folds=min(FOLDS, len(have)), seed=seed):
+    folds = patient_folds(have, n_folds=min(FOLDS, len(have)), seed=seed) if have[1:] else []
+    for names in folds:
         out = np.isin(v.patients, names)
         yield v.earlier & out, v.seen & ~out
     rest = ~lack & ~np.isin(v.patients, have) & v.earlier  # the visit in one type, others before
@@ -81,13 +82,14 @@ def forecasts_of(
     names = ["predicted", "low", "high"]
     if v.floor:
         names += ["share", "share_low", "share_high"]
-    out = {n: np.full((len(v.x), len(v.genes)), np.nan) for n in names}
-    out |= {"patients": np.zeros(len(v.x), int), "inputs": np.zeros(v.mask.shape, bool)}
+    out: dict[str, np.ndarray] = {n: np.full((len(v.x), len(v.genes)), np.nan) for n in names}
+    out["patients"] = np.zeros(len(v.x), int)
+    out["inputs"] = np.zeros(v.mask.shape, bool)
     wanted = np.isin(v.patients, v.patients if patients is None else list(patients))
     for rows, train in _batches(v, seed):
         at = np.flatnonzero(rows & wanted)
-        least = LEAST - bool(v.seen[at].any())  # a patient less where one is held out
-        inputs = [inputs_of(v, r, train, patients_needed(level), least) for r in at]
+        fewest = LEAST - bool(v.seen[at].any())  # a patient less where one is held out
+        inputs = [inputs_of(v, int(r), train, patients_needed(level), fewest) for r in at]
         for chosen in sorted(set(inputs) - {()}):
             mine = at[[c == chosen for c in inputs]]
             found = cross_predictions(
@@ -95,20 +97,20 @@ def forecasts_of(
             )
             low, high, n = found.intervals(level)
             out["patients"][mine] = n
-            out["inputs"][np.ix_(mine, chosen)] = True
-            least = -np.inf if v.floor else 0.0  # log expression is not negative
-            out["predicted"][mine] = np.maximum(found.level, least)
-            out["low"][mine] = np.maximum(low, least)
+            out["inputs"][mine[:, None], list(chosen)] = True
+            bottom = -np.inf if v.floor else 0.0  # log expression is not negative
+            out["predicted"][mine] = np.maximum(found.level, bottom)
+            out["low"][mine] = np.maximum(low, bottom)
             out["high"][mine] = high
             if v.floor:
-                how = {"floor": v.floor, "n": len(v.genes)}
-                out["share"][mine] = shares_of(smoothed_shares(found.level), **how)
+                as_shares = partial(shares_of, floor=v.floor, n=len(v.genes))
+                out["share"][mine] = as_shares(smoothed_shares(found.level))
                 ends = found.intervals(level, _share_logit)[:2]
                 for name, end in zip(("share_low", "share_high"), ends):
-                    out[name][mine] = shares_of(1 / (1 + np.exp2(-end)), **how)
+                    out[name][mine] = as_shares(1 / (1 + np.exp2(-end)))
     return out
 
-# %% ../../nbs/tasks/613_unseen_visits.ipynb #de259602
+# %% ../../nbs/tasks/613_unseen_visits.ipynb #e3200181
 BASELINES = ("no_change", "mean_shift", "baseline_expression")
 PARTS = {  # what is judged -> columns of its table: forecast, bounds, what was observed
     "expression": ("predicted", "low", "high", "observed"),
@@ -122,8 +124,10 @@ def _long(v: Visits, found: dict, model: str, columns: dict, what: str) -> pd.Da
     at = np.flatnonzero(found["inputs"].any(1))
     names = np.array(v.timepoints)
     text = ["+".join(names[i]) for i in found["inputs"][at]]
-    who = {PATIENT: v.patients[at], CELL_TYPE: v.cell_types[at], "inputs": text}
-    table = {n: pd.Categorical(np.repeat(c, len(v.genes))) for n, c in who.items()}
+    who = {PATIENT: v.patients[at], CELL_TYPE: v.cell_types[at], "inputs": np.array(text, str)}
+    table: dict[str, Any] = {}
+    for name, values in who.items():
+        table[name] = pd.Categorical(np.repeat(values, len(v.genes)))
     table[what] = pd.Categorical(np.tile(v.genes, len(at)), v.genes)
     numbers = {n: c[at].ravel().astype(float) for n, c in columns.items()}
     return pd.DataFrame(table | {"model": model} | numbers)
@@ -329,7 +333,7 @@ def _rows_table(part: str, v: Visits, found: dict, have: set[str]) -> pd.DataFra
         }
     )
 
-# %% ../../nbs/tasks/613_unseen_visits.ipynb #be889299
+# %% ../../nbs/tasks/613_unseen_visits.ipynb #e06547d4
 def chosen_models(
     models: Iterable | None,  # what `resolve` accepts; None: the default ones that are no networks
 ) -> list[Any]:  # ModelSpecs
@@ -367,7 +371,7 @@ def _checked(part: str, table: pd.DataFrame, v: Visits) -> tuple[pd.DataFrame, l
     n = {k: int((v.seen & v.earlier & (v.cell_types == k)).sum()) for k in np.unique(v.cell_types)}
     each = listing(f"{k} {count}" for k, count in n.items())
     why = f"{part} is not forecast: too few patients have both visits with cells enough ({each}); "
-    return table.iloc[:0], [f"{why}at least {LEAST} are needed"]
+    return table.iloc[:0], [f"{why}at least {LEAST} are needed; name others with cell_types"]
 
 
 def predict(
@@ -393,8 +397,8 @@ def predict(
     asked, lacking = patients_asked(cohort, patients, times)
     entries = chosen_models(models)
     bulk = pseudobulk(cohort, downsampled=False, seed=seed)
-    kept = {"cell_types": cell_types, "n_genes": n_genes}
-    rows = {"expression": expression_visits(bulk, times[-1], **kept)}
+    v = expression_visits(bulk, times[-1], cell_types=cell_types, n_genes=n_genes)
+    rows = {"expression": v}
     mixture, notes = _composition_of(cohort, times[-1])
     if mixture is not None:
         rows["composition"] = mixture
@@ -418,6 +422,11 @@ def predict(
     for part, v in rows.items():
         tables[part], said = _checked(part, tables[part], v)
         notes += said
+        if bare := [p for p in asked if len(tables[part]) and p not in set(tables[part][PATIENT])]:
+            notes.append(
+                f"no forecast of {part} for {listing(bare)}: too few cells of these types before "
+                f"{times[-1]}, or too few patients with the same visits (patients.csv)"
+            )
     if not len(evaluation):
         raise InputError(f"nothing can be forecast: {'; '.join(notes)}", parameter="cell_types")
     here = cohort.obs[TIMEPOINT].astype(str) == times[-1]
