@@ -73,7 +73,7 @@ def plot_composition_forecast(
     shown = f" ({len(names)} of {len(patients)} patients)" if len(names) < len(patients) else ""
     title = (
         f"Composition at {to}{shown}: {model.replace('_', ' ')} with {level:.0%} intervals\n"
-        "grey: observed in other patients, with the median"
+        "grey: observed in patients that have it, with the median"
     )
     if rows.loc[rows[PATIENT].astype(str).isin(names), "observed_share"].notna().any():
         title += "; orange: observed in this patient, held out"
