@@ -214,6 +214,7 @@ def test_every_command_that_reads_a_cohort_has_the_same_options(capsys):
         "network",
         "compare",
         "convert",
+        "forecast",
     ):
         assert main([command, "--help"]) == 0
         said = capsys.readouterr().out.split()
@@ -259,6 +260,7 @@ def test_names_of_models_come_from_the_registry(capsys):
     for command, task in (
         ("run", "timepoint"),
         ("compare", "forecast"),
+        ("forecast", "forecast"),
         ("perturb", "perturbation"),
     ):
         assert main([command, "--help"]) == 0
