@@ -25,6 +25,7 @@ extras = {
     "report": ["nbformat>=5.10"],  # nothing more is needed since 0.2; kept for old commands
     "bdm": ["pybdm==0.1.0"],
     "activity": ["decoupler>=2.1"],
+    "embeddings": ["scvi-tools>=1.1"],
 }
 
 setup(
