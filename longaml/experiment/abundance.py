@@ -269,7 +269,8 @@ class Abundance(Experiment):
     cohort or a table of counts, and check the result (la.experiment.abundance.run_abundance)."""
 
     name = "abundance"
-    short_help = "Changes of cell-type composition, from a cohort or a table of counts."
+    question = "What changed"
+    short_help = "Which cell types become more or less frequent."
     Config = AbundanceConfig
 
     def params(self) -> dict:

@@ -190,7 +190,8 @@ class DE(Experiment):
     with the patient as block, and check the result (la.experiment.run_de)."""
 
     name = "de"
-    short_help = "Differential expression of every contrast and cell type, with designs, audited."
+    question = "What changed"
+    short_help = "Which genes change between timepoints, in every cell type."
     Config = DEConfig
 
     def params(self) -> dict:

@@ -134,7 +134,8 @@ class OutcomeExperiment(Experiment):
     and expression, next to clinical covariates (la.experiment.outcome.run_outcome)."""
 
     name = "outcome"
-    short_help = "Who has the event, and when: composition and expression next to the clinic."
+    question = "For the patient"
+    short_help = "Predict relapse, survival or response from a patient's sample."
     Config = OutcomeConfig
 
     def params(self) -> dict:

@@ -213,7 +213,8 @@ class CohortRun(Experiment):
     rankings (la.experiment.run_cohort)."""
 
     name = "run"
-    short_help = "What changed; models on held-out patients; rankings and checks."
+    question = "What changed"
+    short_help = "Genes, composition, models and checks together, in one report."
     Config = RunConfig
 
     def params(self) -> dict:
@@ -393,7 +394,8 @@ class Demo(Command):
     permutations; about three minutes (la.experiment.run_demo)."""
 
     name = "demo"
-    short_help = "Everything on a simulated cohort of 28 patients."
+    question = "Data"
+    short_help = "Try it: simulate 28 patients, and make their report."
     Config = DemoConfig
 
     def run(self) -> dict:  # as run_cohort
