@@ -113,7 +113,10 @@ def test_a_table_becomes_a_folder(table_file, tmp_path, capsys):
     assert table.iloc[0]["cell_type"] == "type2" and table.iloc[0]["effect"] < -1
     assert "guessed" in record["read"]["notes"][0]
     said = capsys.readouterr()
-    assert "type2 down (log2 ratio" in said.out and "guessed" in said.out + said.err
+    assert said.out.startswith("guessed by the columns of the table: ")
+    (line,) = [line for line in said.out.splitlines() if line.startswith("  type2 ")]
+    row = table.iloc[0]
+    assert f"  {row['effect']:+.2f}  " in line and line.endswith(f"  {row['q_value']:.2g}")
     composition = pd.read_csv(out / "composition.csv")
     source = pd.read_csv(table_file)
     assert (composition[TYPES].to_numpy() == source[TYPES].to_numpy()).all()

@@ -1,6 +1,7 @@
 """The longaml command: help, wrong options, and what a failure leaves behind. Whole runs are tested
 elsewhere."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from tools import ROOT, python
 
 from longaml import __version__
-from longaml.cli import explain, main, parameters
+from longaml.cli import QUESTIONS, explain, main, parameters
 from longaml.experiment.driver import commands
 
 HEAVY = ["torch", "scanpy", "anndata", "sklearn", "matplotlib"]
@@ -27,6 +28,7 @@ COMMANDS = [
     "report",
     "celltype",
     "compare",
+    "outcome",
 ]
 
 
@@ -90,7 +92,7 @@ def test_answers_without_heavy_imports(args):
 def test_help_names_every_command_and_option(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert all(c in text for c in COMMANDS) and "..." not in text.split("Commands:")[1]
+    assert all(c in text for c in COMMANDS) and "..." not in text.split("What changed:")[1]
     wanted = {
         "run": "--out --patient-key --timepoint-key --timepoints --cell-type-key --malignant-key "
         "--task "
@@ -113,6 +115,27 @@ def test_help_names_every_command_and_option(capsys):
         assert main([command, "--help"]) == 0
         text = capsys.readouterr().out
         assert not [o for o in [*options.split(), "--debug"] if o not in text.split()]
+
+
+def test_help_lists_each_command_once_under_its_question(capsys):
+    assert main(["--help"]) == 0
+    listed: dict[str, list[str]] = {}
+    for line in capsys.readouterr().out.split("and exit.\n")[1].splitlines():
+        if line and line[0] != " ":
+            listed[line.rstrip(":")] = []
+        elif re.match(r"  \w", line):
+            listed[list(listed)[-1]].append(line.split()[0])
+    assert list(listed) == list(QUESTIONS)  # no shipped command is under "Other commands"
+    expected: dict[str, set[str]] = {}
+    for name, command in commands().items():
+        expected.setdefault(command.question, set()).add(name.split()[0])
+    assert listed == {question: sorted(names) for question, names in expected.items()}
+    assert {"de", "abundance", "run"} <= set(listed["What changed"])
+    assert "outcome" in listed["For the patient"]
+    assert {"compare", "celltype", "perturb", "modules", "network"} == set(listed["Models"])
+    assert {"convert", "audit", "simulate", "demo"} == set(listed["Data"])
+    lines = [w for names in listed.values() for w in names]
+    assert len(lines) == len(set(lines))
 
 
 def test_version(capsys):
@@ -437,7 +460,7 @@ def test_a_command_is_one_experiment(tmp_path):
     )
     (tmp_path / "longaml" / "experiment" / "count.py").write_text(COMMAND)
     (tmp_path / "labels.txt").write_text("B T T NK T B")
-    assert "count" in python("-m", "longaml", "--help", cwd=tmp_path).stdout
+    assert "Other commands:\n  count " in python("-m", "longaml", "--help", cwd=tmp_path).stdout
     assert "--least" in python("-m", "longaml", "count", "--help", cwd=tmp_path).stdout
     asked = ["-m", "longaml", "count", "labels.txt", "--out", "out", "--least", 2]
     for more in ([], ["--resume"]):

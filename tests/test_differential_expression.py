@@ -95,8 +95,10 @@ def test_coefficients_tested_together(tmp_path, capsys):
     de = pd.read_csv(out / "de.csv").set_index("contrast").loc[together]
     assert set(de.loc[de["q_value"] < 0.05, "gene"]) == {f"GENE{i}" for i in range(10)}
     assert de["log2_fold_change"].isna().all() and (de["statistic"] > 0).all()
-    assert f"{together}, blood: of 80 genes 10 at 5% FDR and 10 at 10% FDR" in said
-    assert "first, with F: GENE" in said and "nan" not in said
+    assert f"{together}: of 80 genes 10 change in blood at 5% FDR, 10 at 10% FDR" in said
+    first = said.split(f"first genes of {together}\n")[1].splitlines()[:6]
+    assert first[0].split() == ["gene", "F", "q"] and "nan" not in said
+    assert [line.split()[0] for line in first[1:]] == list(de.sort_values("p_value")["gene"][:5])
     assert [p.name for p in (out / "figures").glob("volcano-*")] == ["volcano-hour2-blood.png"]
     own = la.tl.de(
         la.read_cohort(

@@ -462,7 +462,8 @@ def test_a_run_fills_its_tables(done, path):
         and record["params"]["min_patients"] == 3
     )
     assert (
-        record["results"]["summary"] == result["summary"].splitlines()
+        record["results"]["summary"] == result["summary"].splitlines()[:-1]
+        and result["summary"].splitlines()[-1].startswith("results: ")
         and "not tested" in result["summary"]
         and "at 5% FDR" in result["summary"]
     )
@@ -552,10 +553,8 @@ def test_glioblastoma(shared_data, tmp_path):
     de = result["de"]
     assert set(de["contrast"]) == {"panobinostat_vs_ctrl"} and set(de["cell_type"]) == {"all"}
     assert (de["n_patients"] == 5).all() and 200 < len(de) <= 300
-    few = (
-        "failed check: underpowered (5 patients with both visits: 32 assignments of their samples)"
-    )
-    assert few in result["summary"]
+    few = "few patients: changes may have been missed in panobinostat_vs_ctrl"
+    assert few in result["summary"].splitlines()
     raised = de[de["gene"].str.startswith(("ENSG00000187193", "ENSG00000125148"))]
     assert (
         len(raised) == 2

@@ -1,15 +1,23 @@
-"""The two commands of the README do what it says, from a clean clone. Slow: each makes an
-environment.
+"""The two commands of the README do what it says, from a clean clone (slow: each makes an
+environment), and what it shows is what its commands print.
 """
 
+import contextlib
+import io
 import os
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from tools import ROOT, copy_tree
+from tools import NBS, ROOT, cells, copy_tree, texts
 
-pytestmark = pytest.mark.slow
+sys.path.insert(0, str(ROOT / ".ci"))
+from readability import grade, prose  # noqa: E402
+
+DATA = Path(os.environ.get("LONGAML_DATA", ROOT / "../shared/data")).resolve()
+HARDEST = 9.0  # years of school, of the README: what a newspaper asks for
 BLOCKS = re.findall(r"^```bash\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
 
 
@@ -65,6 +73,7 @@ def test_readme_has_two_commands():
     )
 
 
+@pytest.mark.slow
 def test_first_command_runs_the_demo(clone):
     done = shell(BLOCKS[0], clone)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -72,6 +81,7 @@ def test_first_command_runs_the_demo(clone):
     assert {"ranking.csv", "evaluation.csv", "audit.csv"} <= tables
 
 
+@pytest.mark.slow
 def test_second_command_installs_what_the_tests_need(clone):
     """The tests are collected, not run: this is one of them. Collecting imports every test file,
     and .ci/run runs them all from such an environment.
@@ -79,3 +89,33 @@ def test_second_command_installs_what_the_tests_need(clone):
     done = shell(BLOCKS[1].rstrip() + " --slow --collect-only -q", clone)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "tests/test_readme.py::test_first_command_runs_the_demo" in done.stdout
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"no data in {DATA}")
+def test_every_output_of_the_readme_is_current(monkeypatch):
+    "The index page, of which the README is made, is run again; every text that it shows is equal."
+    monkeypatch.chdir(NBS)
+    monkeypatch.setenv("LONGAML_DATA", str(DATA))
+    names: dict = {}
+    shown = 0
+    for cell in [c for c in cells("index.ipynb") if c.kind == "code"]:
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            exec(compile(cell.code, str(cell), "exec"), names)
+        printed = [o for o in cell.outputs if o.output_type == "stream"]
+        stored = "".join(t for o in printed for t in texts(o))
+        assert said.getvalue() == stored, f"{cell}\n{said.getvalue()}"
+        shown += "hide" not in cell.flags and bool(stored)
+    commands = re.findall(r"^\$ longaml (\w+)", (ROOT / "README.md").read_text(), re.M)
+    assert commands == ["de", "abundance", "outcome", "compare"] and shown == 5
+
+
+def test_a_grade_is_that_of_flesch_and_kincaid():
+    "Six words of one syllable in one sentence: 0.39 * 6 + 11.8 - 15.59."
+    assert grade("The cat sat on the mat.") == pytest.approx(-1.45)
+    assert grade("Reproducible documentation necessitates methodology.") > 20
+
+
+def test_the_readme_is_easy_to_read():
+    assert grade(prose(ROOT / "README.md")) < HARDEST
+    assert "longaml" in prose(NBS / "index.ipynb") and "```" not in prose(ROOT / "README.md")

@@ -40,7 +40,8 @@ class Audit(Experiment):
     (la.experiment.audit.audit_csv)."""
 
     name = "audit"
-    short_help = "Say what explains a ranking made elsewhere."
+    question = "Data"
+    short_help = "Check what else could explain a ranking of genes made elsewhere."
     Config = AuditConfig
 
     def params(self) -> dict:

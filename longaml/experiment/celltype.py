@@ -174,8 +174,9 @@ class TrainCelltype(Experiment):
     centroid and the majority, then train it on all cells (la.experiment.celltype.run_celltype)."""
 
     name = "celltype train"
+    question = "Models"
     short_help = "Evaluate a model on held-out donors next to simple methods, and train it."
-    group_help = "Name cell types with a rank-token Transformer: train, annotate."
+    group_help = "Name the types of cells with a Transformer: train, annotate."
     Config = TrainConfig
     threads = True
 
@@ -366,6 +367,7 @@ class AnnotateCells(Command):
     (la.models.annotate)."""
 
     name = "celltype annotate"
+    question = "Models"
     short_help = "Name the types of cells with a trained model."
     Config = AnnotateConfig
 

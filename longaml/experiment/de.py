@@ -98,7 +98,7 @@ class DEConfig(CohortFolder):
         str | None,
         Option(
             "linear: weighted linear models of counts; downsampled: the paired test of versions "
-            "before 0.3. If left out: linear, where there are counts.",
+            "0.1 and 0.2. If left out: linear, where there are counts.",
             "NAME",
         ),
     ] = None
@@ -190,7 +190,8 @@ class DE(Experiment):
     with the patient as block, and check the result (la.experiment.run_de)."""
 
     name = "de"
-    short_help = "Differential expression of every contrast and cell type, with designs, audited."
+    question = "What changed"
+    short_help = "Which genes change between timepoints, in every cell type."
     Config = DEConfig
 
     def params(self) -> dict:
@@ -383,7 +384,7 @@ class DE(Experiment):
         return tl.gene_test_checks.permuted_calls(data.bulk, data.design, pair, how, **given)
 
     def _downsampled(self, data: DEData, run: Run) -> DEResult:
-        "The paired test of versions before 0.3."
+        "The paired test of versions 0.1 and 0.2."
         config = self.config
         tools = tl.expression
         how: dict[str, Any] = {"min_cells": config.min_cells, "min_patients": config.min_patients}
@@ -446,15 +447,18 @@ class DE(Experiment):
         "What was found, in sentences."
         cohort = data["cohort"]
         how = data["de"]
-        lines = tl.gene_test_summary.de_lines
         design = f"design {how.design}" if how.method == "linear" else "paired test, downsampled"
-        return [
-            f"{cohort.n_obs:,} cells x {cohort.n_vars:,} genes, "
-            f"{cohort.obs[PATIENT].nunique()} patients, {cohort.obs[SAMPLE].nunique()} samples; "
-            f"{design}",
-            *tl.enrichment.gene_set_lines(found.gene_sets),
-            *lines(found.table, found.coverage, found.audit, notes=reader_notes(cohort)),
-        ]
+        about = (
+            f"{cohort.n_obs:,} cells x {cohort.n_vars:,} genes, {cohort.obs[PATIENT].nunique()} "
+            f"patients, {cohort.obs[SAMPLE].nunique()} samples; {design}"
+        )
+        sets = tl.enrichment.gene_set_lines(found.gene_sets)
+        tables = (found.table, found.coverage, found.audit)
+        return tl.summaries.de_summary(*tables, about=about, sets=sets, notes=reader_notes(cohort))
+
+    def report(self) -> list[str]:
+        "Where the results are."
+        return [f"results: {self.config.out} (de.csv: every gene; audit.csv: every check)"]
 
 
 def _tested_pairs(wanted: Sequence[tuple[str, ...]], table: pd.DataFrame) -> list[tuple[str, str]]:

@@ -81,10 +81,7 @@ class Config:
 # %% ../../nbs/experiment/706_driver.ipynb #ff469bf4
 Seed = Annotated[int, Option("Every random number follows from it.", "S", least=0, last=True)]
 Jobs = Annotated[
-    int | None,
-    Option(
-        "Processes at once; all cores, if left out. Changes no result.", "N", least=1, last=True
-    ),
+    int | None, Option("Processes at once (all cores); changes no result.", "N", least=1, last=True)
 ]
 Backend = Annotated[
     str, Option("Where processes run: loky (this machine) or dask.", "NAME", last=True)
@@ -204,6 +201,7 @@ class Command:
     name: ClassVar[str] = ""  # on the command line, such as "celltype train"
     short_help: ClassVar[str] = ""  # for the list of commands
     group_help: ClassVar[str] = ""  # of a command of two words: what its group is about
+    question: ClassVar[str] = "Other commands"  # the heading that `longaml --help` puts it under
     Config: ClassVar[type[Config]] = Config
 
     def __init__(

@@ -375,7 +375,8 @@ class Compare(Experiment):
     computes only what is missing (la.experiment.evaluation.run_comparison)."""
 
     name = "compare"
-    short_help = "Every model under the same folds, with paired differences."
+    question = "Models"
+    short_help = "Compare models, your own included, on held-out patients."
     Config = CompareConfig
     renew = True
 

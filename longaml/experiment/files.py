@@ -90,7 +90,8 @@ class Simulate(Command):
     (la.datasets.simulate_cohort, la.datasets.write_geo)."""
 
     name = "simulate"
-    short_help = "Write a cohort with planted truth, in the GEO layout."
+    question = "Data"
+    short_help = "Simulate a cohort with known changes, in files as GEO has them."
     Config = SimulateConfig
 
     def run(self) -> dict:  # "cohort" and "summary"
@@ -120,6 +121,7 @@ class Convert(Command):
     (la.read_cohort, la.pp.save_cohort)."""
 
     name = "convert"
+    question = "Data"
     short_help = "Write a cohort as one .h5ad file."
     Config = ConvertConfig
 
@@ -145,7 +147,8 @@ class Report(Command):
     (la.experiment.write_report)."""
 
     name = "report"
-    short_help = "Make the report of a finished run."
+    question = "What changed"
+    short_help = "Make the report of a finished run again."
     Config = ReportConfig
 
     def run(self) -> dict[str, Any]:  # "files" and "summary"

@@ -163,6 +163,7 @@ class Forecast(Experiment):
     whose coverage is checked on held-out patients (la.experiment.forecast.run_forecast)."""
 
     name = "forecast"
+    question = "For the patient"
     short_help = "Expression and composition at a visit that was not observed, with intervals."
     Config = ForecastConfig
 

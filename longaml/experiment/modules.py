@@ -162,7 +162,8 @@ class Modules(Experiment):
     modules and pairs of genes against their nulls (la.experiment.modules.run_modules)."""
 
     name = "modules"
-    short_help = "Gene modules and pairs of a bilinear MLP, against their nulls."
+    question = "Models"
+    short_help = "Gene modules and gene pairs from the weights of a network."
     Config = ModulesConfig
 
     def params(self) -> dict:

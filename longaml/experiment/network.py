@@ -315,7 +315,8 @@ class Network(Experiment):
     (la.experiment.run_network)."""
 
     name = "network"
-    short_help = "Correlation networks, what deleting a gene does, and what changes over time."
+    question = "Models"
+    short_help = "Gene correlation networks, and how they change over time."
     Config = NetworkConfig
 
     def params(self) -> dict:

@@ -134,7 +134,8 @@ class Perturb(Experiment):
     sum of the parts and the nearest perturbation (la.experiment.perturb.run_perturb)."""
 
     name = "perturb"
-    short_help = "Predict unseen perturbations of a Perturb-seq screen, and judge it."
+    question = "Models"
+    short_help = "Predict perturbations that a Perturb-seq screen did not measure."
     Config = PerturbConfig
 
     def params(self) -> dict:

@@ -264,7 +264,7 @@ def _ranking_findings(
         where = listed(in_words(c) for c, m in nothing.items() if tuple(m) == models)
         yield Finding(
             "no",
-            f"{where}: no gene of {listed(models)} stands out from permuted samples at "
+            f"{where}: no gene of {listed(models)} exceeds the scores of permuted samples at "
             f"q < {q:g}. That does not show that nothing changes.",
         )
 
@@ -322,8 +322,8 @@ def _power_findings(tables: dict[str, pd.DataFrame]) -> Iterator[Finding]:
     if weak:
         yield Finding(
             "open",
-            "Power: a gene whose change is as large as the spread between patients would be found, "
-            f"by the paired score, in {listed(weak)} of studies like this. Genes that were not "
+            "Power: a gene whose change is as large as the spread between patients would be found "
+            f"by a paired test in {listed(weak)} of studies like this. Genes that were not "
             "found may well change.",
         )
 

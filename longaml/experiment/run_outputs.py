@@ -242,10 +242,8 @@ def _against_baseline(evaluation):
 def _power_lines(power):
     for x in power.itertuples():
         yield (
-            f"{x.contrast}: {x.patients} patients give {x.possible:,.0f} assignments of samples, "
-            f"{x.distinct:,.0f} of them informative; smallest attainable p {x.smallest_p:.1g} with "
-            f"genes pooled ({x.smallest_p_alone:.1g} for one gene alone); power of the paired "
-            f"score {x.power:.0%} for a change of one standard deviation between patients"
+            f"{x.contrast}: with {x.patients} patients, a gene that changes as much as patients "
+            f"differ would be found in {x.power:.0%} of studies like this"
         )
 
 
@@ -253,38 +251,24 @@ def _ranking_lines(ranking, checks):
     "Genes that pass in every ranking, and the checks that fail."
     for (contrast, model), r in ranking.groupby(["contrast", "model"], sort=False):
         own = (checks["model"] == model) & (checks["contrast"] == contrast)
-        failed = checks[own & checks["status"].eq("failed")]
+        failed = checks[own & checks["status"].eq("failed") & checks["check"].ne("no gene passes")]
         n = int((r["q_value"] < 0.1).sum())
         first = ", ".join(r["gene"].head(3))
         yield f"{contrast}, {model}: {n} of {len(r)} genes at q < 0.1 (first: {first})"
         for v in failed.itertuples():
-            yield f"  failed check: {v.check} ({v.text})"
+            yield f"  failed check: {v.check} ({tl.summaries.meaning(v)})"
         if failed.empty:
             yield "  no check failed"
-
-
-def _composition_lines(table):
-    "Cell types that change, by contrast."
-    for contrast, rows in table.groupby("contrast", sort=False):
-        called = rows[rows["q_value"] < 0.1]
-        moved = [
-            f"{r.cell_type} {r.effect:+.2f} [{r.ci_low:.2f}, {r.ci_high:.2f}]"
-            for r in called.itertuples()
-        ]
-        yield (
-            f"{contrast}: of {len(rows)} cell types {len(called)} at 10% FDR"
-            + (f", with log2 ratio: {', '.join(moved)}" if moved else "")
-        )
 
 
 def _changed_lines(changes):
     "Genes, gene sets and cell types that change."
     lines = []
     if changes.genes is not None:
-        lines += tl.gene_test_summary.change_lines(changes.genes, called=True)
+        lines += tl.summaries.gene_summary(changes.genes, called=True)
     lines += tl.enrichment.gene_set_lines(changes.gene_sets)
     if changes.cell_types is not None:
-        lines += _composition_lines(changes.cell_types)
+        lines += tl.summaries.composition_summary(changes.cell_types)
     return lines
 
 

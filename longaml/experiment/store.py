@@ -165,7 +165,7 @@ class Steps(Pieces):
         return self.keep([self.piece(name, work) for name, work in works.items()], what)
 
     def piece(self, name: str, work: Callable[[], Any]) -> Piece:
-        "A piece of work with its address, so that `keep` can run it beside those of other steps."
+        "A piece of work with its address, so that `keep` can run it with those of other steps."
         return replace(self.base, name=name), work
 
 # %% ../../nbs/experiment/702_store.ipynb #043dc1c6

@@ -24,7 +24,7 @@ def outcome_effects(
 ) -> pd.DataFrame:  # block, feature, adjusted_for, ratio, ci_low, ci_high, p_value, q_value
     """Hazard (odds) ratio per standard deviation of every feature, of all patients together.
 
-    Each is tested alone, and with all clinical covariates beside it (Wald test, without a penalty).
+    Each is tested alone, and adjusted for all clinical covariates (Wald test, without a penalty).
     q-values are over the features of a block (Benjamini and Hochberg, 1995)."""
     likelihood = likelihood_of(data.outcome)
     known: dict[str, tuple[np.ndarray, list[str]]] = {}

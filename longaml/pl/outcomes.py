@@ -147,7 +147,7 @@ def plot_effects(
     most: int = 24,  # features shown, those with the smallest p of each kind first
     ax: Axes | None = None,  # axes to draw into; None: a new figure
 ) -> Axes:
-    "Forest plot: ratios per standard deviation, alone and with clinical covariates beside them."
+    "Forest plot: ratios per standard deviation, alone and adjusted for clinical covariates."
     columns = ("block", "feature", "adjusted_for", "ratio", "ci_low", "ci_high", "q_value")
     check_columns(effects, columns, "Pass effects.csv.")
     alone = effects[effects["adjusted_for"].fillna("") == ""].dropna(subset="ratio")

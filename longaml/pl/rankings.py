@@ -53,7 +53,7 @@ def _name_column(ax: Axes, x: np.ndarray, y: np.ndarray, names: np.ndarray) -> N
     bottom, top = ax.get_ylim()
     share = (y[order] - bottom) / (top - bottom)
     line = dict(arrowstyle="-", color=GREY, lw=0.5, shrinkA=2, shrinkB=2, relpos=(0, 0.5))
-    line["patchA"] = None  # it begins beside the name: clipping it at the text's box is slow
+    line["patchA"] = None  # it begins next to the name: clipping it at the text's box is slow
     for i, height in zip(order, _apart(share, 0.052)):
         ax.annotate(
             names[i],

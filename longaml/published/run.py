@@ -184,7 +184,8 @@ class Published(Experiment):
     rankings measure (la.published.run_published)."""
 
     name = "published"
-    short_help = "The published protocol on your cohort, audited."
+    question = "Published protocol"
+    short_help = "The published protocol on your cohort, with checks."
     Config = PublishedConfig
 
     def params(self) -> dict:

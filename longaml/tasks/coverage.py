@@ -50,8 +50,8 @@ def contrast_power(
     """Permutations, smallest p-values and power of each contrast.
 
     Columns: contrast, patients, possible and distinct permutations, smallest_p_alone (of one gene
-    by itself), smallest_p (genes pooled), power for a change of one standard deviation between
-    patients.
+    by itself), smallest_p (null scores of all genes together), power for a change of one standard
+    deviation between patients.
     """
     rows = []
     for later, earlier in pairs:

@@ -343,7 +343,7 @@ def power(
     repeats: int = 10,  # simulated cohorts
     seed: int = 0,  # of the simulated differences
 ) -> pd.DataFrame:  # effect, power, smallest_p, distinct
-    "Share of changed genes found at q < 0.1 by the paired score, for this many patients."
+    "Share of changed genes found at q < 0.1 by the paired test, for this many patients."
     design = _paired_design(n_patients)
     perms = permute_samples(design, n=n_permutations, seed=seed)
     if not len(perms):
