@@ -18,7 +18,7 @@ from longaml.tasks.outcome_data import outcome_of_cohort
 
 @pytest.fixture(scope="module")
 def cohort():
-    return simulate_cohort("small", seed=2, n_patients=6, n_genes=100, n_cells=30)
+    return simulate_cohort("small", seed=2, n_patients=6, n_genes=200, n_cells=30)
 
 
 @pytest.fixture(scope="module")
