@@ -73,7 +73,7 @@ def closure(modules: frozenset[str]) -> frozenset[str]:
     return frozenset(seen)
 
 
-SHOWN = {"progress", "_bar"}  # functions that only draw progress: no output depends on them
+SHOWN = {"progress"}  # functions that only draw progress: no output depends on them
 
 
 def computes(node: ast.stmt) -> bool:
