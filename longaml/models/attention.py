@@ -225,7 +225,7 @@ class AttentionTraining:
 
     def fit(
         self,
-        others: np.ndarray,  # (patients, features) what the regression reads beside the networks
+        others: np.ndarray,  # (patients, features) what the regression reads as well
         sets: CellSets,
         outcome: Outcome,  # of the patients
         *,

@@ -182,7 +182,7 @@ def evaluate_cell_sets(
 
 
 def _gene_table(names: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
-    "Genes by score, with p-values from the other rows, genes pooled."
+    "Genes by score, with p-values from null scores of all genes together."
     read = (scores != 0).any(axis=0)
     own = scores[:, read]
     table = pd.DataFrame({"gene": names[read], "score": own[0], "p_value": np.nan})
