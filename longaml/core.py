@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -225,24 +226,30 @@ def device_for(
     return str(name)
 
 
+@cache
+def _bar() -> type:
+    "A bar that is drawn once more when it closes; one class, for tqdm watches each by a thread."
+    from tqdm.auto import tqdm
+
+    class Bar(tqdm):
+        def close(self):  # short steps are over before all of them are counted
+            if not self.disable:
+                self.refresh()
+            super().close()
+
+    return Bar
+
+
 def progress(
     items: Iterable,  # what to iterate over
     desc: str | None = None,  # label of the bar
     total: int | None = None,  # how many, where `items` has no length
 ) -> Iterable:  # an iterable over the same items
     "`items` behind a progress bar, silent in tests, in pipes, and where `LONGAML_PROGRESS=0`."
-    from tqdm.auto import tqdm
-
-    class Bar(tqdm):
-        def close(self):  # drawn once more: short steps are over before all of them are counted
-            if not self.disable:
-                self.refresh()
-            super().close()
-
     switched_off = os.environ.get("LONGAML_PROGRESS") == "0"
     testing = "PYTEST_CURRENT_TEST" in os.environ or bool(os.environ.get("IN_TEST"))
     quiet = True if switched_off or testing else None  # None: silent where nobody watches (a pipe)
-    return Bar(items, desc=desc, total=total, disable=quiet, leave=False)
+    return _bar()(items, desc=desc, total=total, disable=quiet, leave=False)
 
 # %% ../nbs/000_core.ipynb #a28b1e54
 WORTH = 10.0  # seconds of work before processes are started, where their number was left open

@@ -73,9 +73,22 @@ def closure(modules: frozenset[str]) -> frozenset[str]:
     return frozenset(seen)
 
 
+SHOWN = {"progress", "_bar"}  # functions that only draw progress: no output depends on them
+
+
+def computes(node: ast.stmt) -> bool:
+    "Whether a statement can change a number: not an import from Python itself, or a progress bar."
+    if isinstance(node, ast.Import):
+        return not {a.name.partition(".")[0] for a in node.names} <= sys.stdlib_module_names
+    if isinstance(node, ast.ImportFrom) and not node.level:
+        return (node.module or "").partition(".")[0] not in sys.stdlib_module_names
+    return not (isinstance(node, ast.FunctionDef) and node.name in SHOWN)
+
+
 def bare(code: str) -> str:
-    "Code as a syntax tree: comments, formatting and docstrings do not count."
+    "Code as a syntax tree: comments, formatting, docstrings and progress bars do not count."
     tree = ast.parse(code)
+    tree.body = [node for node in tree.body if computes(node)]
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         text = isinstance(body, list) and body and isinstance(body[0], ast.Expr)

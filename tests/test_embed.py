@@ -11,7 +11,6 @@ from longaml.datasets.cohort import simulate_cohort
 from longaml.datasets.outcomes import simulate_outcomes
 from longaml.models.fold_pca import with_fold_pca
 from longaml.pp.embed import CellPCA, embed
-from longaml.tasks.embedded_outcomes import with_fold_embedding
 from longaml.tasks.outcome import evaluate_outcome
 from longaml.tasks.outcome_data import outcome_of_cohort
 
@@ -81,5 +80,3 @@ def test_outcomes_of_values_that_are_no_counts(folds):
     bare = outcome_of_cohort(not_counts(made), time="days", event="event")
     with pytest.raises(InputError, match="counts"):
         with_fold_pca(bare)
-    with pytest.raises(InputError, match="counts"):
-        with_fold_embedding(bare, not_counts(made))

@@ -113,11 +113,11 @@ def test_a_cohort(tmp_path, capsys):
     assert "X_pca is transductive" in capsys.readouterr().out
     models = pd.read_csv(tmp_path / "more" / "models.csv")
     assert set(models["model"]) == {"marginal", "clinical", "embedding", "gene_sets"}
-    anew = ["--use-rep", "pca", "--models", "embedding", "--permutations", "0"]
+    anew = ["--use-rep", "pca", "--models", "fold_pca", "--permutations", "0"]
     assert outcome(tmp_path / "c.h5ad", tmp_path / "anew", *args, *QUICK, *anew) == 0
     assert "transductive" not in capsys.readouterr().out
     models = pd.read_csv(tmp_path / "anew" / "models.csv")
-    assert set(models["model"]) == {"marginal", "clinical", "embedding"}
+    assert set(models["model"]) == {"marginal", "clinical", "fold_pca"}
     networks = ["--models", "clinical_and_attention", "--permutations", "1"]
     assert outcome(tmp_path / "c.h5ad", tmp_path / "cells", *args, *QUICK, *networks) == 0
     models = pd.read_csv(tmp_path / "cells" / "models.csv")

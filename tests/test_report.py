@@ -431,8 +431,8 @@ def test_genes_are_supported_unless_a_check_failed():
     )
     none = said("no", ranking=ranking(passing=0))
     assert [s for s in none if "no gene" in s] == [
-        "REL against DX and REM against DX: no gene of logistic, paired_de and transformer stands "
-        "out from permuted samples at q < 0.1. That does not show that nothing changes."
+        "REL against DX and REM against DX: no gene of logistic, paired_de and transformer exceeds "
+        "the scores of permuted samples at q < 0.1. That does not show that nothing changes."
     ]
     assert any(
         s == "Not assessed for paired_de: chance level and input-independent." for s in said("open")

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 
-from .. import pl, pp, tasks, tl
+from .. import models, pl, pp, tasks, tl
 from ..core import PATIENT, TIMEPOINT, InputError, listing, timepoints_of
 from .abundance import check_no_columns, table_options
 from longaml.experiment.driver import (
@@ -73,7 +73,7 @@ def outcome_lines(
     return lines + [f"note: {note}" for note in data.notes]
 
 # %% ../../nbs/experiment/724_outcome.ipynb #79030653
-PCA = "pca"  # instead of a key of obsm: principal components, fitted in every fold
+PCA = "pca"  # instead of a key of obsm: principal components of every fold alone
 OUTCOME_HELP = f"{COHORT_HELP[:-1]}; or a table with one patient a row."
 
 
@@ -169,12 +169,11 @@ class OutcomeExperiment(Experiment):
         config = self.config
         tools = tasks.outcome_data
         of_cells = {n: getattr(config, n) for n in ("at", "gene_sets", "use_rep")}
-        anew = config.use_rep == PCA and PCA not in cohort.obsm  # fitted in every fold
-        if anew:
+        if config.use_rep == PCA and PCA not in cohort.obsm:  # that of every fold alone
             of_cells["use_rep"] = None
         found = tools.outcome_of_cohort(cohort, **of_cells, **given)
-        if anew:
-            found = tasks.embedded_outcomes.with_fold_embedding(found, cohort, at=config.at)
+        if config.use_rep is not None and "cell_states" in found.blocks:
+            found = models.fold_pca.with_fold_pca(found)
         at = config.at or timepoints_of(cohort)[0]
         part = cohort.obs[(cohort.obs[TIMEPOINT].astype(str) == at).to_numpy()]
         rows = tools.of_patients(part, [config.strata] if config.strata else [], "strata")

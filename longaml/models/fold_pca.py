@@ -7,12 +7,10 @@ __all__ = ['with_fold_pca']
 
 # %% ../../nbs/models/532_fold_pca.ipynb #078d3513
 from dataclasses import replace
-from functools import partial
 
 from ..core import InputError, listing
-from .contract import ModelSpec, register
 from .fold_embeddings import EmbeddedCells
-from .outcomes import CITATION, RIDGE, OutcomeModel, Patients
+from .outcomes import RIDGE, Patients, register_outcome
 
 # %% ../../nbs/models/532_fold_pca.ipynb #0696ab14
 def with_fold_pca(
@@ -36,29 +34,14 @@ def with_fold_pca(
     return replace(data, blocks={**data.blocks, "fold_pca": block})
 
 
-def _register(place: int, name: str, label: str, sentence: str) -> None:
-    "Make a regression known that takes part only where it is named."
-    register(
-        ModelSpec(
-            name,
-            ("outcome",),
-            label=label,
-            make=partial(OutcomeModel, name.split("_and_")),
-            sentence=sentence,
-            citation=CITATION,
-            place=place,
-        )
-    )
-
-
-_register(
+register_outcome(
     585,
     "fold_pca",
     "principal components, fitted in each fold",
     "Principal components of the cells of training patients, fitted in each fold, enter as the "
     f"mean over a patient's cells a {RIDGE}.",
 )
-_register(
+register_outcome(
     586,
     "clinical_and_fold_pca",
     "clinical covariates and principal components, fitted in each fold",
