@@ -113,6 +113,7 @@ def test_a_cohort(tmp_path, capsys):
     assert "X_pca is transductive" in capsys.readouterr().out
     models = pd.read_csv(tmp_path / "more" / "models.csv")
     assert set(models["model"]) == {"marginal", "clinical", "embedding", "gene_sets"}
+    assert set(models.loc[models["transductive"], "model"]) == {"embedding"}
     anew = ["--use-rep", "pca", "--models", "fold_pca", "--permutations", "0"]
     assert outcome(tmp_path / "c.h5ad", tmp_path / "anew", *args, *QUICK, *anew) == 0
     assert "transductive" not in capsys.readouterr().out

@@ -227,7 +227,11 @@ class OutcomeExperiment(Experiment):
     def tables(self, data: dict[str, Any], found: Any) -> dict[str, pd.DataFrame]:
         "The tables by name."
         names = "models evaluation predictions calibration effects null"
-        return {name: getattr(found, name) for name in names.split()}
+        tables = {name: getattr(found, name) for name in names.split()}
+        if any(" is transductive" in note for note in data["patients"].notes):
+            flag = found.models["model"].isin(["embedding", "clinical_and_embedding"])
+            tables["models"] = found.models.assign(transductive=flag)
+        return tables
 
     def figures(self, data: dict[str, Any], found: Any) -> Iterator[tuple[str, Any]]:
         "Models, risk groups, calibration, effects."

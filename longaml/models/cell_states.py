@@ -70,6 +70,7 @@ class Cells:
         "Principal components of these cells, and where others' cells lie in them."
         spread = self.centred(np.arange(self.values.shape[1])).var(0)
         genes = np.argsort(-spread, kind="stable")[: min(n_genes, GENES)]
+        genes = genes[spread[genes] > 1e-9]  # one that is silent here has no scale for others
         x = self.centred(genes)
         scale = np.maximum(x.std(0), 1e-6)
         k = min(COMPONENTS, len(genes))

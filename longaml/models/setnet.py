@@ -36,6 +36,7 @@ class CellComponents:
         "Components of these cells."
         spread = cells.centred(np.arange(cells.values.shape[1])).var(0)
         genes = np.argsort(-spread, kind="stable")[:n_genes]
+        genes = genes[spread[genes] > 1e-9]  # one that is silent here has no scale for others
         x = cells.centred(genes)
         scale = np.maximum(x.std(0), 1e-6)
         z = x / scale

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
@@ -50,11 +51,18 @@ class CellPCA:
 
         mean = np.asarray(values.mean(0)).ravel()
         square = np.asarray(values.multiply(values).mean(0)).ravel()
-        genes = np.sort(np.argsort(mean**2 - square, kind="stable")[:n_genes])
+        for name, number in {"n_components": n_components, "n_genes": n_genes}.items():
+            if number < 1:
+                raise InputError(f"{name} is {number}; expected 1 or more", parameter=name)
+        genes = np.argsort(mean**2 - square, kind="stable")[:n_genes]
+        varies = square - mean**2 > 1e-9 * np.maximum(square, 1)
+        genes = np.sort(genes[varies[genes]])  # one that is silent here has no scale
         most = min(n_components, len(genes), values.shape[0] - 1)
         if most < 1:
             raise InputError(
-                f"{values.shape[0]} cells and {len(genes)} genes have no principal components"
+                f"{values.shape[0]} cells and {len(genes)} genes that vary have no principal "
+                "components; give more cells",
+                parameter="cohort",
             )
         scale = np.sqrt(np.maximum(square - mean**2, 1e-12))[genes]
         z = (values[:, genes].toarray() - mean[genes]) / scale
@@ -76,19 +84,29 @@ METHODS = ("pca", "scvi")
 def _fold_of_cells(adata: AnnData, folds: Mapping[str, int]) -> np.ndarray:
     "The fold of every cell, by its patient."
     patient = adata.obs[PATIENT].astype(str)
+    if not isinstance(folds, Mapping):
+        raise InputError(
+            f"folds is a {type(folds).__name__}; expected a fold for every patient's name, such as "
+            "dict(zip(patients, folds))",
+            parameter="folds",
+        )
     if lacking := sorted(set(patient) - {str(p) for p in folds}):
         raise InputError(
             f"folds lack {listing(lacking)}; every patient of the cohort needs one",
             parameter="folds",
         )
-    found = patient.map({str(p): int(f) for p, f in folds.items()}).to_numpy()
+    if missing := [str(p) for p, f in folds.items() if pd.isna(f)]:
+        raise InputError(
+            f"folds has no fold for {listing(missing)}; every patient needs one", parameter="folds"
+        )
+    found = patient.map({str(p): f for p, f in folds.items()}).to_numpy()
     if len(np.unique(found)) < 2:
         raise InputError("folds has one fold; expected at least two", parameter="folds")
     return found
 
 
 def _scvi(adata: AnnData, train: np.ndarray, n_components: int, seed: int) -> np.ndarray:
-    "Latent means of all cells, from a model of the training cells, samples as batches."
+    "Latent means of all cells, from a model of the training cells; batches are not modelled."
     scvi = need("scvi", "embeddings")
     scvi.settings.seed = seed
     counts = AnnData(counts_of(adata), obs=adata.obs[[SAMPLE]].astype(str))
@@ -113,17 +131,18 @@ def embed(
     check_cohort(cohort)
     check_choice(method, METHODS, "method")
     if input_kind(cohort) != "counts":
-        raise InputError("an embedding is fitted to counts, and the cohort has none")
+        raise InputError(
+            "an embedding is fitted to counts, and the cohort has none", parameter="cohort"
+        )
     everybody = np.ones(cohort.n_obs, dtype=bool)
     trains = [everybody]
     if folds is not None:
         fold = _fold_of_cells(cohort, folds)
         trains = [fold != f for f in np.unique(fold)]
     if method == "scvi":
-        found = [_scvi(cohort, train, n_components, seed) for train in trains]
-        return np.stack(found)
+        return np.stack([_scvi(cohort, train, n_components, seed) for train in trains])
     values = log_per_10k(counts_of(cohort))
     size = {"n_components": n_components, "n_genes": n_genes}
-    return np.stack(
-        [CellPCA.of(values[train], **size).project(values) for train in progress(trains, "embed")]
-    )
+    found = [CellPCA.of(values[t], **size).project(values) for t in progress(trains, "embed")]
+    least = min(z.shape[1] for z in found)  # a fold with few cells or genes has fewer
+    return np.stack([z[:, :least] for z in found])
