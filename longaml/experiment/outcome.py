@@ -228,7 +228,7 @@ class OutcomeExperiment(Experiment):
         "The tables by name."
         names = "models evaluation predictions calibration effects null"
         tables = {name: getattr(found, name) for name in names.split()}
-        if any(" is transductive" in note for note in data["patients"].notes):
+        if "embedding" in data["patients"].blocks:  # from obsm: all patients had a part in it
             flag = found.models["model"].isin(["embedding", "clinical_and_embedding"])
             tables["models"] = found.models.assign(transductive=flag)
         return tables

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
+from .cell_states import cells_taken
 from .outcomes import Block, Encode, encoder
 from ..pp.embed import CellPCA
 
@@ -35,9 +36,7 @@ class EmbeddedCells:
         rows: np.ndarray,  # positions of patients
     ) -> "EmbeddedCells":
         "Some patients, in this order; one may be taken several times."
-        cells = [np.flatnonzero(self.patient == r) for r in rows]
-        chosen = np.concatenate(cells) if cells else np.zeros(0, dtype=int)
-        place = np.repeat(np.arange(len(rows)), [len(c) for c in cells])
+        chosen, place = cells_taken(self.patient, rows)
         return EmbeddedCells(self.values[chosen], place, len(rows), self.n_components)
 
     def encoder(
