@@ -57,11 +57,10 @@ def contrasts(
 ) -> list[tuple]:  # `(later, earlier)` pairs; last against first comes first
     "Every pair of timepoints as `(later, earlier)`, the widest span first."
     names = list(timepoints)
-    pairs = []
-    for span in range(len(names) - 1, 0, -1):
-        for first in range(len(names) - span):
-            pairs.append((names[first + span], names[first]))
-    return pairs
+    if len(names) < 2:
+        raise InputError(f"one timepoint ({listing(names)}); a change needs 2", "timepoints")
+    spans = range(len(names) - 1, 0, -1)
+    return [(names[i + span], names[i]) for span in spans for i in range(len(names) - span)]
 
 
 def contrast_name(

@@ -130,6 +130,86 @@ def test_a_cohort(tmp_path, capsys):
     assert "2 values for patient" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def at_diagnosis(tmp_path_factory):
+    "A cohort of two visits, and the same cells of the first visit alone."
+    cohort = la.datasets.simulate_cohort("small", seed=3, n_patients=20, n_genes=100, n_drivers=6)
+    code = cohort.obs["patient"].cat.codes.to_numpy().astype(int)
+    cohort.obs["days"] = rng_for(0, "outcomes").exponential(300, 20).round()[code]
+    cohort.obs["relapse"] = (code % 3 > 0).astype(int)
+    folder = tmp_path_factory.mktemp("diagnosis")
+    la.pp.save_cohort(cohort, folder / "both.h5ad")
+    alone = cohort[(cohort.obs["timepoint"] == "DX").to_numpy()].copy()
+    la.pp.save_cohort(alone, folder / "alone.h5ad")
+    alone.obs = alone.obs.drop(columns="timepoint").rename(columns={"days": "time"})
+    alone.uns.clear()
+    alone.write_h5ad(folder / "unnamed.h5ad")
+    names = {"time": "days", "relapse": "time"}
+    obs = alone.obs.rename(columns=names)
+    alone.obs = obs.assign(time=pd.Categorical(obs["time"], [0, 1], ordered=True))
+    alone.write_h5ad(folder / "event.h5ad")
+    return folder
+
+
+def test_one_visit_of_each_patient(at_diagnosis, tmp_path, capsys):
+    "The later visits that a cohort lacks change nothing, nor does a column of timepoints."
+    models = ["--models", "composition,pseudobulk,cell_states", *QUICK]
+    for name in ("both", "alone"):
+        args = ["--time", "days", "--event", "relapse", *models]
+        assert outcome(at_diagnosis / f"{name}.h5ad", tmp_path / name, *args) == 0
+    assert numbers(tmp_path / "both") == numbers(tmp_path / "alone")
+    capsys.readouterr()
+    args = ["--time", "time", "--event", "relapse", *models]
+    assert outcome(at_diagnosis / "unnamed.h5ad", tmp_path / "guessed", *args) == 2
+    said = capsys.readouterr().err
+    assert "column 'time' has the timepoints" in said and "--timepoint-key none" in said
+    args[3] = "time"
+    args[1] = "days"
+    assert outcome(at_diagnosis / "event.h5ad", tmp_path / "guessed", *args) == 2
+    assert "timepoints are read from it too" in capsys.readouterr().err
+    args[1], args[3] = "time", "relapse"
+    told = ["--timepoint-key", "none"]
+    assert outcome(at_diagnosis / "unnamed.h5ad", tmp_path / "told", *args, *told) == 0
+    assert "one visit" in capsys.readouterr().out
+    assert numbers(tmp_path / "told") == numbers(tmp_path / "both")
+
+
+def test_one_visit_is_no_change(at_diagnosis, tmp_path):
+    "What compares visits says so, in a command and in Python."
+    for command in "de abundance run network forecast".split():
+        args = [command, at_diagnosis / "alone.h5ad", "--out", tmp_path / command]
+        assert main([str(a) for a in args]) == 2
+        assert not (tmp_path / command).exists()
+    cohort = la.read_cohort(at_diagnosis / "alone.h5ad", longitudinal=False)
+    assert list(cohort.obs["timepoint"].cat.categories) == ["DX"]
+    bags = la.pp.bags(cohort, bag_size=5)
+    bulk = la.pp.pseudobulk(cohort, min_cells=5)
+    tasks = la.tasks
+    for work in (
+        lambda: la.tl.de(cohort),
+        lambda: la.tl.de(cohort, "~ timepoint"),
+        lambda: la.tl.abundance(cohort),
+        lambda: tasks.timepoint.evaluate(bags, models="logistic"),
+        lambda: tasks.timepoint.rank(bags, bulk),
+        lambda: tasks.unseen_visits.predict(cohort),
+        lambda: tasks.unseen_visits.predict(cohort, to="DX"),
+        lambda: tasks.cell_sets.visit_pairs(cohort),
+    ):
+        with pytest.raises(la.core.InputError, match="one timepoint|needs at least 2"):
+            work()
+
+
+def test_visits_in_the_names_of_patients(at_diagnosis):
+    "Who was seen twice is not two people, wherever longitudinal=False."
+    cohort = la.read_cohort(at_diagnosis / "both.h5ad")
+    cohort.obs["donor"] = [
+        f"{p}_{t}" for p, t in zip(cohort.obs["patient"], cohort.obs["timepoint"])
+    ]
+    how = {"patient_key": "donor", "longitudinal": False}
+    with pytest.raises(la.core.InputError, match="names of patients hold the timepoint"):
+        la.pp.as_cohort(cohort, **how)
+
+
 BAD = {
     "event without time": (["--event", "first_event"], "--time"),
     "time without event": (["--time", "days"], "--event"),

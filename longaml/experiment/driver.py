@@ -106,9 +106,10 @@ class ReadOptions(Config):
     patient_key: Annotated[
         str | None, Option("Column that names the patient; A+B: two columns.", "COLUMN")
     ] = None
-    timepoint_key: Annotated[str | None, Option("Column that names the timepoint.", "COLUMN")] = (
-        None
-    )
+    timepoint_key: Annotated[
+        str | None,
+        Option("Column that names the timepoint; none: one visit of each patient.", "COLUMN"),
+    ] = None
     timepoints: Annotated[
         list[str] | None,
         Option(

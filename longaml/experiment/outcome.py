@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .. import models, pl, pp, tasks, tl
-from ..core import PATIENT, TIMEPOINT, InputError, listing, timepoints_of
+from ..core import PATIENT, TIMEPOINT, UNS, InputError, listing, timepoints_of
 from .abundance import check_no_columns, table_options
 from longaml.experiment.driver import (
     COHORT_HELP,
@@ -161,8 +161,28 @@ class OutcomeExperiment(Experiment):
         if tl.sample_counts.is_count_table(config.cohort):
             return self._of_table(given)
         check_no_columns(config)
-        cohort = super().read()
+        cohort = self._cohort()
         return {"cohort": cohort, **self._of_cohort(cohort, given)}
+
+    def _cohort(self) -> Any:
+        "A cohort of one visit or more; an error where timepoints are the column of the outcome."
+        config = self.config
+        hint = "Where each patient has one visit: timepoint_key='none'."
+        try:
+            cohort = pp.read_cohort(config.cohort, longitudinal=False, **config.read)
+        except InputError as error:
+            if error.parameter != "timepoints":
+                raise
+            raise InputError(f"{error} {hint}", parameter="timepoint_key") from error
+        read = cohort.uns[UNS]["columns"].get(TIMEPOINT)
+        for name in ("time", "event", "endpoint"):
+            if read is not None and read == getattr(config, name):
+                raise InputError(
+                    f"{name} is column {read!r}, and timepoints are read from it too. Name the "
+                    f"column of timepoints with timepoint_key=... . {hint}",
+                    parameter="timepoint_key",
+                )
+        return cohort
 
     def _of_cohort(self, cohort: Any, given: dict[str, Any]) -> dict[str, Any]:
         "Patients of a cohort, by their samples of one timepoint."

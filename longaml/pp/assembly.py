@@ -73,7 +73,7 @@ def categories(
 def _check_known(obs, names, options):
     "Raise where nothing says who and when."
     if options.sheet is None:
-        for role in (PATIENT, TIMEPOINT):
+        for role in (PATIENT, TIMEPOINT)[: 1 + options.keys.longitudinal]:
             if find_key(obs, options.keys.of(role), role) is None:
                 raise who_and_when_missing(names, options.source)
 

@@ -39,13 +39,12 @@ from longaml.pp.labels import (
     NOT_SPLIT,
     ColumnKeys,
     as_text,
-    check_longitudinal,
     describe_rows,
     from_lineage,
     timepoint_names,
 )
 from .matrix import technical_columns
-from .samples import row_names
+from .samples import check_visits, row_names
 from .slots import choose_matrix
 from .values import forget, in_file, loaded, rounded_total, taken_rows, total_in_words
 
@@ -147,7 +146,7 @@ def build_cohort(
 ) -> AnnData:  # in longaml's contract
     "Put matrix, rows and genes together in the contract."
     rows = describe_rows(parts.obs, keys, timepoints)
-    check_longitudinal(rows.obs)
+    check_visits(rows.obs, longitudinal=keys.longitudinal)
     obs = parts.obs[rows.kept]
     X = parts.X if rows.kept.all() else taken_rows(parts.X, np.flatnonzero(rows.kept))
     if X.nnz == 0:
@@ -235,11 +234,12 @@ def as_cohort(
     counts: str = "whole",  # "round": round corrected counts; "log", "log2", "log10": logs of 1 + x
     gene_symbols: str | Path | None = None,  # column of `var`, GTF or table to name genes by
     patient_key: str | None = None,  # column of `obs` that names the patient; `A+B`: two columns
-    timepoint_key: str | None = None,  # column of `obs` that names the timepoint
+    timepoint_key: str | None = None,  # column of `obs` that names the timepoint; "none": one visit
     timepoints: str | Iterable | Mapping | None = None,  # in order of time; the others are dropped
     cell_type_key: str | None = None,  # column of `obs` with cell types
     malignant_key: str | None = None,  # column of Malignant or Normal; "none": cell types not split
     sample_key: str | None = None,  # column that names the sample; "none": a patient at a timepoint
+    longitudinal: bool = True,  # False: one visit of each patient will do, as for outcomes
 ) -> AnnData:  # a new AnnData in longaml's contract
     """A longitudinal cohort from an AnnData in memory.
 
@@ -266,9 +266,8 @@ def as_cohort(
     symbols = None if gene_symbols is None else str(gene_symbols)
     chosen = choose_matrix(adata, layer, counts, symbols)
     layers, varm = _kept_parts(adata, chosen)
-    obs, keys = _columns_and_keys(
-        adata, ColumnKeys(patient_key, timepoint_key, cell_type_key, malignant_key, sample_key)
-    )
+    named = (patient_key, timepoint_key, cell_type_key, malignant_key, sample_key)
+    obs, keys = _columns_and_keys(adata, ColumnKeys(*named, longitudinal=longitudinal))
     before = dict(adata.uns.get(UNS, {}))
     parts = CohortParts(
         X=chosen.X,

@@ -293,6 +293,8 @@ def _order_in(column, found, values):
         return [name for name in dict.fromkeys(named) if name is not None]
     if found and all(known_time(t) is not None for t in found):
         return sorted(found, key=known_time)
+    if len(found) == 1:
+        return found
     try:
         guess = sorted(found, key=float)
     except ValueError:
@@ -306,7 +308,7 @@ def _order_in(column, found, values):
 
 def _check_contrasts(order):
     "Raise where two contrasts would have one name (of `B`, `B_vs_B`, `A_vs_B` and `A`)."
-    names = [contrast_name(*pair) for pair in contrasts(order)]
+    names = [contrast_name(*pair) for pair in contrasts(order)] if len(order) > 1 else []
     twice = [name for i, name in enumerate(names) if name in names[:i]]
     if twice:
         raise InputError(

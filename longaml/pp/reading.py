@@ -56,7 +56,7 @@ def _with_sheet(options, files, base):
     "The samples that a sheet names."
     table = options.sheet.table
     if set(SHEET_COLUMNS) & set(table):
-        for role in (PATIENT, TIMEPOINT):
+        for role in (PATIENT, TIMEPOINT)[: 1 + options.keys.longitudinal]:
             find_key(table, options.keys.of(role), role, required=True)
     labelled, notes = by_sheet(options.sheet, files, base)
     return read_labelled(labelled, notes, options)
@@ -134,6 +134,7 @@ def _as_cohort(adata, notes, options):
         counts=options.counts,
         gene_symbols=options.gene_symbols,
         timepoints=options.timepoints,
+        longitudinal=options.keys.longitudinal,
         **options.keys.named(),
     )
     for note in notes:
@@ -241,11 +242,12 @@ def read_cohort(
     sample_sheet: str | Path | pd.DataFrame | None = None,  # table: sample, patient, timepoint
     relabel: str | Path | pd.DataFrame | None = None,  # corrected labels, or "gse235063"
     patient_key: str | None = None,  # column that names the patient; GEO: None: the file name
-    timepoint_key: str | None = None,  # column of the timepoint; GEO: None: the file name
+    timepoint_key: str | None = None,  # column of the timepoint, or "none"; GEO: None: the file name
     timepoints: str | Iterable | Mapping | None = None,  # in order of time; the others are dropped
     cell_type_key: str | None = None,  # column with cell types; GEO: None: Classified_Celltype
     malignant_key: str | None = None,  # as in as_cohort; GEO: None: Malignant
     sample_key: str | None = None,  # column that names the sample; "none": a patient at a timepoint
+    longitudinal: bool = True,  # False: one visit of each patient will do, as for outcomes
     jobs: int | None = None,  # samples that are read at once; None: as many as there are cores
 ) -> AnnData:  # in longaml's contract
     """A longitudinal cohort from files; sparse from end to end.
@@ -266,8 +268,10 @@ def read_cohort(
             "name_pattern=... and sample_sheet=... both say who and when; pass one of them",
             parameter="name_pattern",
         )
+    named = (patient_key, timepoint_key, cell_type_key, malignant_key, sample_key)
+    keys = ColumnKeys(*named, longitudinal=longitudinal)
     options = ReadingOptions(
-        ColumnKeys(patient_key, timepoint_key, cell_type_key, malignant_key, sample_key),
+        keys,
         timepoint_names(timepoints),
         genes,
         path.name,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE_NAMES', 'SEQUENCED_NAMES', 'STUDY_NAMES', 'MOST_SAMPLES', 'NO_SAMPLES', 'Samples', 'sample_names',
-           'pooled_notes', 'study_notes', 'row_names']
+           'pooled_notes', 'study_notes', 'check_visits', 'row_names']
 
 # %% ../../nbs/pp/205_samples.ipynb #5a9e0004
 import re
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from ..core import PATIENT, SAMPLE, TIMEPOINT, InputError, check_column, listing
-from .names import NO_CLASS, as_text, clean_labels, joined_names
+from .names import NO_CLASS, as_text, clean_labels, joined_names, split_visits
 
 # %% ../../nbs/pp/205_samples.ipynb #5a9e0007
 SAMPLE_NAMES = ("sample", "sample_id", "sampleid", "sample_name", "geo_id", "gsm", "orig.ident")
@@ -177,6 +177,50 @@ def study_notes(
             f"counts as one person, patient_key={key!r} counts them as two"
         ]
     return []
+
+# %% ../../nbs/pp/205_samples.ipynb #c20e7338
+def _visit_in_name(people, times):
+    "A hint where the names of patients hold the timepoint."
+    if split_visits(people, times) is None:
+        return ""
+    return (
+        f"The names of patients hold the timepoint (such as {people[0]}): name that column for "
+        "both, patient_key=... and timepoint_key=... . "
+    )
+
+
+def check_visits(
+    obs: pd.DataFrame,  # rows in the contract
+    *,
+    longitudinal: bool = True,  # False: one visit of each patient will do
+) -> None:
+    "Raise unless there are patients, and something can be compared over time within them."
+    people = obs[PATIENT].cat.categories
+    times = obs[TIMEPOINT].cat.categories
+    if len(times) < 2 and longitudinal:
+        raise InputError(
+            f"one timepoint ({listing(times)}): a longitudinal cohort needs at least 2. "
+            "Name the right column with timepoint_key=..., or more timepoints with "
+            "timepoints=[...]. From one visit of each patient, outcomes can be predicted: longaml "
+            "outcome, or la.read_cohort(..., longitudinal=False).",
+            parameter="timepoint_key",
+        )
+    if len(people) < 2:
+        raise InputError(
+            f"one patient ({listing(people)}): a {'longitudinal ' * longitudinal}cohort needs at "
+            "least 2, because the patient is the unit of replication. Name the right column with "
+            "patient_key=... .",
+            parameter="patient_key",
+        )
+    visits = obs[[PATIENT, TIMEPOINT]].drop_duplicates()[PATIENT].value_counts()
+    hint = _visit_in_name(people, times) if len(times) > 1 else ""
+    if visits.max() < 2 and (longitudinal or hint):
+        raise InputError(
+            f"none of {len(people)} patients was seen at two timepoints, so nothing can be "
+            f"compared within patients. {hint}"
+            "Check patient_key= and timepoint_key=.",
+            parameter="patient_key",
+        )
 
 # %% ../../nbs/pp/205_samples.ipynb #5a9e000e
 def row_names(

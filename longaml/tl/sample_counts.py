@@ -32,8 +32,8 @@ from longaml.core import (
     rng_for,
 )
 from ..pp.formats import SourceFile
-from ..pp.labels import ColumnKeys, check_longitudinal, describe_rows
-from ..pp.samples import SAMPLE_NAMES, SEQUENCED_NAMES
+from ..pp.labels import ColumnKeys, describe_rows
+from ..pp.samples import SAMPLE_NAMES, SEQUENCED_NAMES, check_visits
 from ..pp.sheets import read_sheet
 from .designs import sample_columns
 
@@ -64,7 +64,7 @@ class SampleCounts:
 
 def _checked(found: SampleCounts) -> SampleCounts:
     "Raise where there is nothing to compare."
-    check_longitudinal(found.samples)
+    check_visits(found.samples)
     counts = found.counts
     if counts.shape[1] < 2:
         raise InputError(
