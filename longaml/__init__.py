@@ -10,6 +10,8 @@ __all__ = ['NAMESPACES', 'attach_names']
 import importlib
 from collections.abc import Callable
 
+from .docstrings import described
+
 # %% ../nbs/999_init.ipynb #9a861b2e
 NAMESPACES = ("datasets", "pp", "tl", "pl", "models", "tasks", "experiment", "published")
 
@@ -28,7 +30,7 @@ def attach_names(
     def get(name):
         if name in places:
             module, attribute = places[name]
-            return getattr(importlib.import_module(f"{package}.{module}"), attribute)
+            return described(getattr(importlib.import_module(f"{package}.{module}"), attribute))
         if name.startswith("_"):
             raise AttributeError(f"{package} has no {name!r}")
         try:

@@ -242,7 +242,7 @@ def read_cohort(
     sample_sheet: str | Path | pd.DataFrame | None = None,  # table: sample, patient, timepoint
     relabel: str | Path | pd.DataFrame | None = None,  # corrected labels, or "gse235063"
     patient_key: str | None = None,  # column that names the patient; GEO: None: the file name
-    timepoint_key: str | None = None,  # column of the timepoint, or "none"; GEO: None: the file name
+    timepoint_key: str | None = None,  # column of the timepoint, or "none"; GEO: file name
     timepoints: str | Iterable | Mapping | None = None,  # in order of time; the others are dropped
     cell_type_key: str | None = None,  # column with cell types; GEO: None: Classified_Celltype
     malignant_key: str | None = None,  # as in as_cohort; GEO: None: Malignant

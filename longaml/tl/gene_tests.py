@@ -445,11 +445,11 @@ def de(
     contrast: Any = None,  # see la.tl.designs.contrast_of; None: every pair of timepoints
     *,
     moderation: str = "free",  # prior of variances: "free" (no form), "trend", "parametric" (limma)
-    random: str = "auto",  # of the random effect: "shrunken", "consensus" or "gene", see below
+    random: str = "auto",  # of the random effect: "shrunken", "consensus" or "gene", as described
     min_cells: int = 20,  # a sample with fewer cells of a cell type is missing there
     min_count: float = 10.0,  # counts of a gene in enough samples, see `expressed_genes`
     min_patients: int = 3,  # a cell type with fewer is not tested
-    factors: int = 0,  # latent factors of samples that the design takes along, see below
+    factors: int = 0,  # latent factors of samples that the design takes along, as described
     fdr: str = "bh",  # how q-values are made: "bh" or "storey", see la.tl.permutation.q_values
 ) -> (
     pd.DataFrame
