@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 import longaml as la
-from longaml.core import rng_for
+from longaml.core import InputError, rng_for
 from longaml.datasets.cohort import simulate_cohort
 from longaml.pp.preprocessing import bags, pseudobulk, timepoint_pairs
 from longaml.tl.checks import CHECKS, Check, Evidence, finding, input_change, run_checks
@@ -178,6 +178,35 @@ def test_scanpy_draws_it(cohort, table):
     assert len(axes) == table.groupby(["contrast", "cell_type"]).ngroups
     assert axes[0].get_title().startswith("REL_vs_DX, all")
     plt.close("all")
+
+
+def test_results_stay_with_the_cohort(cohort, tmp_path):
+    "Tables under `key_added` come back from a saved cohort; scanpy reads what `de` wrote."
+    sc = pytest.importorskip("scanpy")
+    data = cohort.copy()
+    genes = la.tl.de(data, key_added="de")
+    la.tl.de(data, key_added="rank_genes_groups")
+    types = la.tl.abundance(data, key_added="abundance")
+    sets = {"first": list(data.var_names[:40]), "second": list(data.var_names[40:90])}
+    enriched = la.tl.enrich(data, sets, key_added="gene_sets")
+    path = la.pp.save_cohort(data, tmp_path / "cohort.h5ad")
+    back = la.read_cohort(path)
+    written = sc.read_h5ad(path)
+    for key, table in {"de": genes, "abundance": types, "gene_sets": enriched}.items():
+        assert written.uns["longaml"]["results"][key]["design"] == genes.attrs["design"]
+        for column in table:
+            found, ours = written.uns[key][column], table[column]
+            if pd.api.types.is_numeric_dtype(ours):
+                np.testing.assert_array_equal(found.to_numpy(float), ours.to_numpy(float))
+            else:
+                assert found.astype(str).tolist() == ours.astype(str).tolist()
+    frame = sc.get.rank_genes_groups_df(written, group="REL_vs_DX, all")
+    ours = genes[(genes["contrast"] == "REL_vs_DX") & (genes["cell_type"] == "all")]
+    own = ours.set_index("gene").loc[frame["names"], "p_value"]
+    np.testing.assert_allclose(frame["pvals"], own)
+    pd.testing.assert_frame_equal(la.tl.de(back), genes)  # a saved table changes nothing
+    with pytest.raises(InputError, match="uns of an AnnData"):
+        la.tl.abundance(la.tl.sample_counts.counts_of_cohort(data), key_added="abundance")
 
 
 def test_genes_that_were_not_tested_have_no_missing_values(cohort):

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import signal
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from tools import ROOT, python_code
 
+import longaml as la
 from longaml.datasets.cohort import simulate_cohort
 from longaml.datasets.writers import write_geo
 from longaml.experiment.comparison_figures import METRIC, plot_comparison
@@ -33,6 +35,7 @@ from longaml.experiment.steps import cohort_hash
 from longaml.experiment.store import Store
 from longaml.models.contract import n_parameters
 from longaml.models.rank_tokens import RankTokens
+from longaml.pp.cohort import save_cohort
 from longaml.pp.preprocessing import bags, normalize, timepoint_pairs
 from longaml.tasks.forecast import evaluate_forecast
 from longaml.tasks.timepoint import evaluate_timepoint
@@ -565,3 +568,32 @@ def test_everything_on_a_simulated_cohort(tmp_path):
     again = files(tmp_path / "out")
     run_comparison(tmp_path / "cohort", tmp_path / "out", tasks=TASKS)
     assert again.items() <= files(tmp_path / "out").items()
+
+
+def test_nothing_is_computed_twice(tmp_path, monkeypatch):
+    "Cells are summed to bags and to pseudobulks; changes and explanations are made once."
+    calls = Counter()
+
+    def count(module, name):
+        plain = getattr(module, name)
+
+        def work(*args, **kwargs):
+            calls[name] += 1
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, work)
+
+    count(la.pp.preprocessing, "_sum_rows")
+    count(la.tl.normalization, "fold_changes")
+    count(la.tl.nuisances.Nuisances, "__init__")
+    count(la.tl.gene_tests, "cell_type_table")
+    cohort = simulate_cohort("small", seed=2, n_patients=9, n_genes=100, n_cells=300, n_drivers=4)
+    save_cohort(cohort, tmp_path / "c.h5ad")
+    run_cohort(
+        tmp_path / "c.h5ad", tmp_path / "out", models="logistic,paired_de", nulls=1, halves=2
+    )
+    types = cohort.obs["cell_type"].nunique() + 1  # and all of them together
+    assert calls.pop("cell_type_table") <= types
+    contrasts = pd.read_csv(tmp_path / "out" / "ranking.csv")["contrast"].nunique()
+    assert contrasts == 3
+    assert calls == {"_sum_rows": 2, "fold_changes": contrasts, "__init__": 1}

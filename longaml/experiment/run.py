@@ -23,7 +23,6 @@ from longaml.core import (
     device_for,
     input_kind,
     listing,
-    parallel_map,
     timepoints_of,
 )
 from longaml.experiment.driver import (
@@ -136,13 +135,13 @@ def _evaluate(steps, specs, run):
 
 
 def _input_changes(steps, specs, run):
-    "How much shuffled inputs change each model's output, by contrast; networks as checkpoints."
-    changes: dict[str, dict[str, float]] = {contrast_name(*pair): {} for pair in steps.pairs}
+    "How much shuffled inputs change the output, by contrast and model; networks as checkpoints."
+    changes: dict[tuple[str, str], float] = {}
     trained = [s for s in specs if s.ranks and not s.ranker]
     asked = [(spec, pair) for pair in steps.pairs for spec in trained]
     for (spec, pair), found in zip(asked, steps.whole(asked)):
         contrast = contrast_name(*pair)
-        changes[contrast][spec.name] = found["input_change"]
+        changes[contrast, spec.name] = found["input_change"]
         if found["network"] is not None:
             run.checkpoint(f"{spec.name}-{slug(contrast)}", found["network"])
     return changes
@@ -150,19 +149,15 @@ def _input_changes(steps, specs, run):
 
 def _check(found, steps, changes):
     "The checks of every ranking, with what the reader noted."
-    ranking, cohort = found.ranking, steps.cohort
-    given = {
-        "evaluation": found.evaluation,
-        "stability": found.stability if "index" in found.stability else None,
-        "seed": steps.fitting.seed,
-    }
-
-    def checked(contrast):
-        rows = ranking[ranking["contrast"] == contrast]
-        return tl.audit(rows, cohort, input_changes=changes[contrast], **given)
-
-    checks = list(parallel_map(checked, ranking["contrast"].unique()))
-    return with_notes(pd.concat(checks, ignore_index=True), cohort)
+    checks = tl.audit(
+        found.ranking,
+        steps.cohort,
+        evaluation=found.evaluation,
+        stability=found.stability if "index" in found.stability else None,
+        input_changes=changes,
+        seed=steps.fitting.seed,
+    )
+    return with_notes(checks, steps.cohort)
 
 
 def find_timepoints(

@@ -161,6 +161,7 @@ class CohortSteps:
         self.cohort = cohort
         self.fitting = fitting
         self._shared = shared
+        self._fold_changes: dict[tuple[str, str], pd.DataFrame] = {}
 
     @cached_property
     def hash(self) -> str:
@@ -281,6 +282,15 @@ class CohortSteps:
         labelled = [(spec, times, "-".join(times)) for spec, times in asked]
         return self._of_models("evaluate", _evaluated, labelled, what)
 
+    def fold_changes(
+        self,
+        contrast: tuple[str, str],  # (later, earlier)
+    ) -> pd.DataFrame:  # patients x genes, log2 of counts per million
+        "Within-patient changes of a contrast, as rankings of every model show them."
+        if contrast not in self._fold_changes:
+            self._fold_changes[contrast] = tl.normalization.fold_changes(self.bulk, contrast)
+        return self._fold_changes[contrast]
+
     def ranked(
         self,
         spec: Any,  # ModelSpec
@@ -292,8 +302,9 @@ class CohortSteps:
         "Genes ranked by one model, with a null of permuted samples and the stability."
         rows = self.rows if spec.name.startswith("network_") else None
         tests = self.tests if spec.name == "paired_de" else None
+        known = {"tests": tests, "changes": self.fold_changes(contrast)}
         data = models.contract.RankingData(
-            self.bagged, self.bulk, contrast, rows, **asdict(self.fitting), tests=tests
+            self.bagged, self.bulk, contrast, rows, **asdict(self.fitting), **known
         )
         setup = tasks.timepoint.ranking_setup(spec, data)
         step = self._steps(spec, nulls=nulls, halves=halves)

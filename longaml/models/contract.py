@@ -70,10 +70,13 @@ class RankingData:
     seed: int = 0  # of the folds
     device: str = "auto"  # of networks
     tests: Any = None  # table of `la.tl.de` with this contrast; None: made where it is needed
+    changes: Any = None  # what `fold_changes` gives, where it is known; None: made where needed
 
     @cached_property
     def fold_changes(self) -> Any:  # DataFrame patients x genes, log2 of counts per million
         "Within-patient changes, as rankings show them."
+        if self.changes is not None:
+            return self.changes
         from longaml.tl.normalization import fold_changes
 
         return fold_changes(self.bulk, self.contrast)

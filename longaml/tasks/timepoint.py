@@ -264,14 +264,21 @@ class WholeFit:
         "Probabilities (n, T, K)."
         return self.model.predict_proba(sets)
 
-    def embed(self, adata: Any) -> np.ndarray:
+    def embed(
+        self,
+        adata: Any,  # a cohort, or bags or pseudobulk
+        key_added: str | None = None,  # of `adata.obsm`, which then has the embedding too
+    ) -> np.ndarray:  # (rows, embedding dimension)
         "Embedding of cells (of a cohort), or of rows (of bags), for `obsm`."
         if not isinstance(self.model, Fitted):
             raise ValueError(
                 f"{self.name} is no network, so it gives no embedding; "
                 "use transformer, lstm or bilstm"
             )
-        return embed(self.model, adata)
+        found = embed(self.model, adata)
+        if key_added is not None:
+            adata.obsm[key_added] = found
+        return found
 
 
 @dataclass

@@ -37,6 +37,7 @@ from longaml.tl.designs import (
     variables_of,
     with_timepoints,
 )
+from .expression import keep_table
 from .gene_tests import DEFAULT_DESIGN
 from .log_ratios import LOG2, check_reference, log_ratios, prior_counts
 from .permutation import permute_samples
@@ -306,6 +307,7 @@ def abundance(
     timepoint_key: str | None = None,  # column of a table; None: found by its name
     timepoints: str | Iterable | Mapping | None = None,  # of a table, in order of time
     sample_key: str | None = None,  # column of a table; None: found; "none": patient at a timepoint
+    key_added: str | None = None,  # of the cohort's `uns`, which then has the table too
 ) -> pd.DataFrame:  # a row per contrast and cell type; `.attrs` has design, notes, not_tested
     """Changes of cell-type composition between repeated samples.
 
@@ -353,4 +355,4 @@ def abundance(
         ignore_index=True,
     )
     table.attrs |= {"design": design, "notes": found.notes, "not_tested": left}
-    return table
+    return keep_table(data, key_added, table)

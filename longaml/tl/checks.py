@@ -386,7 +386,7 @@ def audit(
     *,
     evaluation: pd.DataFrame | None = None,  # held-out patients' accuracy, for *chance level*
     stability: pd.DataFrame | None = None,  # model, contrast, keys of `stability`: *unstable*
-    input_changes: Mapping[str, float] | None = None,  # model -> input_change: *input-independent*
+    input_changes: Mapping[Any, float] | None = None,  # model, or (contrast, model) -> input_change
     k: int = 50,  # top genes whose change is explained
     seed: int = 0,  # of the downsampling
 ) -> pd.DataFrame:  # model, contrast, check, status, value, threshold, text
@@ -394,6 +394,7 @@ def audit(
     times = timepoints_of(cohort)
     ranking = as_ranking(ranking, contrast=contrast_name(times[-1], times[0]))
     _check_genes(ranking, cohort)
+    changed = input_changes or {}
     tables = []
     nuisances = None
     for contrast in ranking["contrast"].unique():
@@ -411,7 +412,7 @@ def audit(
                 rows,
                 n_patients,
                 accuracy=_rows_of(evaluation, model, contrast, "balanced_accuracy"),
-                input_change=(input_changes or {}).get(model),
+                input_change=changed.get((contrast, model), changed.get(model)),
             )
             if why is not None:
                 evidence.shares = explained_shares(rows, why, k=k)

@@ -34,6 +34,7 @@ from longaml.pp.gene_sets import (
     set_membership,
 )
 from .designs import Design, NotTested, with_timepoints
+from .expression import keep_table
 from longaml.tl.gene_tests import (
     DEFAULT_DESIGN,
     CellTypeTests,
@@ -418,6 +419,7 @@ def enrich(
     min_count: float = 10.0,  # counts of a gene in enough samples, see `expressed_genes`
     min_patients: int = 3,  # a cell type with fewer is not tested
     factors: int = 0,  # latent factors of samples that the design takes along, see `de`
+    key_added: str | None = None,  # of `data.uns`, which then has the table too
 ) -> pd.DataFrame:  # a row per contrast, cell type and set; `.attrs["not_tested"]` says what is not
     """Gene sets that change between samples, with the designs, patients and contrasts of `de`.
 
@@ -454,7 +456,7 @@ def enrich(
     )
     found.attrs |= {"design": design, "method": method, "not_tested": not_tested}
     log.info("not tested: %s", listing("; ".join(r) for r in not_tested) or "nothing")
-    return found
+    return keep_table(data, key_added, found)
 
 
 def _pair_of(name: str, bulk: AnnData) -> tuple[str, str]:

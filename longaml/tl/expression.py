@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCANPY_FIELDS', 'VariancePrior', 'moderated_t', 'cell_types_of', 'differential_expression', 'de_coverage', 'de_table',
-           'de_stability', 'as_scanpy', 'deseq2']
+           'de_stability', 'as_scanpy', 'keep_table', 'deseq2']
 
 # %% ../../nbs/tl/307_expression.ipynb #23736975
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from longaml.core import (
     PATIENT,
     TIMEPOINT,
     UNS,
+    InputError,
     check_choice,
     check_column,
     contrast_name,
@@ -281,6 +282,36 @@ def as_scanpy(
     }
     params = {"groupby": groupby, "reference": "earlier timepoint", "method": "longaml"}
     return {"params": params | {"use_raw": False, "corr_method": "benjamini-hochberg"}, **found}
+
+# %% ../../nbs/tl/307_expression.ipynb #24bfa4d0
+def keep_table(
+    data: AnnData,  # a cohort or pseudobulk; its `uns` is changed
+    key: str | None,  # of `uns`; "rank_genes_groups": in scanpy's form; None: nothing is kept
+    table: pd.DataFrame,  # of results, with `attrs` such as the design
+) -> pd.DataFrame:  # the same table
+    "Write a table of results to a cohort, in a form that `h5ad` can hold."
+    if key is None:
+        return table
+    if not isinstance(data, AnnData):
+        raise InputError(
+            f"key_added={key!r} writes to the uns of an AnnData, and the data are a "
+            f"{type(data).__name__}; leave it out, and keep the table that is returned",
+            parameter="key_added",
+        )
+    if key == UNS:
+        raise InputError(
+            f"uns[{key!r}] says how the cohort was read; choose another key", parameter="key_added"
+        )
+    if key == "rank_genes_groups":
+        data.uns[key] = as_scanpy(table)
+    else:
+        text = [c for c in table if not pd.api.types.is_numeric_dtype(table[c])]
+        data.uns[key] = table.assign(**{c: table[c].astype("category") for c in text})
+        data.uns[key].attrs = {}
+    about = data.uns.setdefault(UNS, {})
+    said = {k: v for k, v in table.attrs.items() if isinstance(v, str)}
+    about["results"] = {**about.get("results", {}), key: said}
+    return table
 
 # %% ../../nbs/tl/307_expression.ipynb #3074abaa
 def deseq2(

@@ -46,6 +46,7 @@ from longaml.tl.designs import (
     sample_columns,
     variables_of,
 )
+from .expression import keep_table
 from longaml.tl.linear_models import (
     LinearFits,
     Tests,
@@ -451,6 +452,7 @@ def de(
     min_patients: int = 3,  # a cell type with fewer is not tested
     factors: int = 0,  # latent factors of samples that the design takes along, as described
     fdr: str = "bh",  # how q-values are made: "bh" or "storey", see la.tl.permutation.q_values
+    key_added: str | None = None,  # of `data.uns`, which then has the table too
 ) -> (
     pd.DataFrame
 ):  # a row per contrast, cell type and gene; `.attrs["not_tested"]` says what is not
@@ -487,4 +489,4 @@ def de(
         raise left.reason()
     found.attrs |= {"design": design, "not_tested": left.rows}
     log.info("not tested: %s", listing("; ".join(r) for r in left.rows) or "nothing")
-    return found
+    return keep_table(data, key_added, found)
