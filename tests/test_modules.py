@@ -313,3 +313,11 @@ def test_it_has_no_forecast(tmp_path, capsys):
     args = ["run", "cohort", "--out", out, "--models", "scbmlp", "--task", "forecast"]
     assert main(args) == 2
     assert "scbmlp reads one bag at a time" in capsys.readouterr().err
+    own = tmp_path / "mine.py"
+    own.write_text(
+        "from sklearn.linear_model import LogisticRegression\nPIPELINE = LogisticRegression()\n"
+    )
+    for named in ("logistic", f"{own}:PIPELINE"):  # would be fitted nowhere
+        args[args.index("--models") + 1] = named
+        assert main(args) == 2
+        assert "has no task but timepoint" in capsys.readouterr().err

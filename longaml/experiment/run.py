@@ -218,7 +218,8 @@ class CohortRun(Experiment):
         asked = config.tasks()
         device_for(config.device)
         specs = config.specs()
-        alone = [s.name for s in specs if s.network and not _with_order(s)]
+        named = config.models is not None
+        alone = [s.name for s in specs if (s.network or named) and not _with_order(s)]
         if "timepoint" not in asked and alone:
             raise InputError(
                 f"{listing(alone)} reads one bag at a time and has no task but timepoint; asked "

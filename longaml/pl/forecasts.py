@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
 from ..core import ALL, CELL_TYPE, PATIENT, check_choice
 from longaml.pl.style import (
@@ -193,7 +194,7 @@ def plot_forecast_models(
     against = reference.replace("_", " ")
     dress(left, f"Skill over {against}", f"1 - error / error of {against}\n(95% interval)")
     level = float(rows["level"].iloc[0])
-    reach = 1.96 * rows["coverage_se"].fillna(0)
+    reach = stats.norm.ppf(0.975) * rows["coverage_se"].fillna(0)
     right.axvline(level, color=COLOURS["vermillion"], lw=1.2, ls="--")
     right.hlines(place, rows["coverage"] - reach, rows["coverage"] + reach, color=colour, lw=2)
     right.scatter(rows["coverage"], place, color=colour, s=26, zorder=3)
