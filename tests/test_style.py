@@ -303,3 +303,25 @@ def test_missing_documentation_is_seen():
 def test_notebooks_live_in_their_folder():
     known = {*FOLDERS, "tutorials", "images"}
     assert {p.name for p in NBS.iterdir() if p.is_dir() and p.name[0] not in "._"} <= known
+
+
+MOST_THINGS = 5  # that a function is given, beside its subject
+
+
+def things_of(node: ast.FunctionDef) -> int:
+    "What a function needs beside its subject; options of a public one, with defaults, are none."
+    public = not node.name.startswith("_") or node.name == "__init__"
+    plain = [*node.args.posonlyargs, *node.args.args]
+    needed = plain[: len(plain) - len(node.args.defaults)] if public else plain
+    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults)
+    needed += [arg for arg, default in pairs if default is None or not public]
+    return len([arg for arg in needed if arg.arg not in ("self", "cls")]) - 1
+
+
+def test_no_function_carries_many_things():
+    planted = ast.parse("def f(a, b, c, d, e, g, h): ...").body[0]
+    assert things_of(planted) == 6
+    for file in sorted((ROOT / "longaml").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert things_of(node) <= MOST_THINGS, f"{file.name}: {node.name}"

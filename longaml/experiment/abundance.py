@@ -36,10 +36,10 @@ FEW_PATIENTS = 6
 FEW_CELLS = 5.0
 
 
-def _check(contrast, cell_type, check, good, value, threshold, text):
-    "A row of the audit; `good` is None where nothing can be said."
+def _check(place, check, good, value, threshold, text):
+    "A row of the audit of a contrast and cell type; `good` is None where nothing can be said."
     status = "not assessed" if good is None else "passed" if good else "failed"
-    return (contrast, cell_type, check, status, value, threshold, text)
+    return (*place, check, status, value, threshold, text)
 
 
 def permuted_check(
@@ -50,7 +50,7 @@ def permuted_check(
     name = "permuted visits"
     if null is None or not len(null.calls):
         why = "no permutations were made" if null is None else "there is no other assignment"
-        return _check(contrast, ALL, name, None, np.nan, np.nan, why)
+        return _check((contrast, ALL), name, None, np.nan, np.nan, why)
     share = float(null.share()[contrast])
     most = null.threshold()
     at = list(null.calls.columns).index(contrast)
@@ -60,7 +60,7 @@ def permuted_check(
         f"exchanged within patients (10% expected, at most {most:.0%} by chance); p < 0.05 for "
         f"{level:.1%} of their cell types"
     )
-    return _check(contrast, ALL, name, share <= most, share, most, text)
+    return _check((contrast, ALL), name, share <= most, share, most, text)
 
 
 def _median_cells(contrast, found):
@@ -75,18 +75,19 @@ def _contrast_checks(contrast, rows, found, other):
     "Checks of one contrast: patients, cells, another reference."
     n = int(rows["n_patients"].max())
     text = f"{n} patients with both visits; {FEW_PATIENTS} are recommended"
-    yield _check(contrast, ALL, "underpowered", n >= FEW_PATIENTS, n, FEW_PATIENTS, text)
+    yield _check((contrast, ALL), "underpowered", n >= FEW_PATIENTS, n, FEW_PATIENTS, text)
     medians = _median_cells(contrast, found)
     second = other[other["contrast"] == contrast].set_index("cell_type")
     for r in rows.itertuples():
+        place = (contrast, r.cell_type)
         cells = float(medians[r.cell_type].min())
         seen = listing(f"{v:g} at {t}" for t, v in medians[r.cell_type].items())
         text = f"cells in the median sample: {seen}"
-        yield _check(contrast, r.cell_type, "few cells", cells >= FEW_CELLS, cells, FEW_CELLS, text)
+        yield _check(
+            (contrast, r.cell_type), "few cells", cells >= FEW_CELLS, cells, FEW_CELLS, text
+        )
         if not (r.q_value < 0.1 and r.cell_type in second.index):
-            yield _check(
-                contrast, r.cell_type, "other reference", None, np.nan, 0.0, "it is not called"
-            )
+            yield _check(place, "other reference", None, np.nan, 0.0, "it is not called")
             continue
         o = second.loc[r.cell_type]
         good = bool(np.sign(o["effect"]) == np.sign(r.effect) and o["ci_low"] * o["ci_high"] > 0)
@@ -94,7 +95,7 @@ def _contrast_checks(contrast, rows, found, other):
             f"relative to {o['reference']}: {o['effect']:+.2f} "
             f"({o['ci_low']:+.2f} to {o['ci_high']:+.2f})"
         )
-        yield _check(contrast, r.cell_type, "other reference", good, float(o["effect"]), 0.0, text)
+        yield _check(place, "other reference", good, float(o["effect"]), 0.0, text)
 
 
 def abundance_audit(

@@ -198,14 +198,17 @@ def rank_earlier_genes(
         read[:] = True
     strata = strata_of(level[read], (change**2).mean(0)[read])
     observed, null = align_scores(observed[read], null[:, read], strata)
+    described = {
+        "log2_fold_change": change.mean(0),
+        "mean_expression": level,
+        "stability": stable,
+    }
     table = ranking_table(
         model,
         f"{f.notes['task']}_{f.notes['target']}",
         observed,
         null,
-        pd.DataFrame(change[:, read], columns=np.asarray(f.genes)[read]),
-        level[read],
-        stable[read],
+        pd.DataFrame(described, np.asarray(f.genes)).loc[read],
     )
     about = Stability(frequency=stable[read], patients=len(set(f.patients)))
     return Ranked(table, about, null)

@@ -380,14 +380,10 @@ def _set_tables(
 
 
 def _permuted_p(
-    bulk: AnnData, sets: dict, table: pd.DataFrame, asked: tuple, n: int, seed: int, how: tuple
+    bulk: AnnData, sets: dict, table: pd.DataFrame, asked: tuple, exchanged: Any, how: tuple
 ) -> np.ndarray:  # (rows,)
     "How often a set's statistic is as large when visits are exchanged within patients."
     design, pair = asked
-    try:
-        exchanged = permute_samples(design_of(bulk, list(pair)), n=n, seed=seed)
-    except ValueError as e:
-        raise InputError(str(e), parameter="permutations") from e
     keys = ["cell_type", "gene_set"]
     observed = table.set_index(keys)["statistic"].abs()
     larger = np.ones(len(table))
@@ -445,7 +441,11 @@ def enrich(
     if permutations:
         for name, t in found.groupby("contrast", sort=False):
             pair = _pair_of(str(name), bulk)
-            exchange = (bulk, sets, t, (design, pair), permutations, seed, (options, how))
+            try:
+                perms = permute_samples(design_of(bulk, list(pair)), n=permutations, seed=seed)
+            except ValueError as e:
+                raise InputError(str(e), parameter="permutations") from e
+            exchange = (bulk, sets, t, (design, pair), perms, (options, how))
             found.loc[t.index, "p_permuted"] = _permuted_p(*exchange)
     order = {c: i for i, c in enumerate(dict.fromkeys(found["contrast"]))}
     found = found.sort_values(

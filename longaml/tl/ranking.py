@@ -187,29 +187,24 @@ def ranking_table(
     contrast: str,  # such as "REL_vs_DX"
     scores: np.ndarray,  # (genes,) aligned
     null: np.ndarray,  # (permutations, genes) aligned
-    fold_changes: pd.DataFrame,  # (patients, genes), log2
-    mean_expression: np.ndarray,  # (genes,)
-    frequency: np.ndarray,  # (genes,) how often among the top k in half-cohorts
-    tested: pd.DataFrame | None = None,  # of a method with a test of its own: see `GeneChanges`
+    genes: pd.DataFrame,  # a row a gene: log2_fold_change, mean_expression, stability (how often
+    # among the top k in half-cohorts); p_value where the method has a test of its own
 ) -> pd.DataFrame:  # the columns of ranking.csv, best first
     "A ranking with p, q and stability; scores are in units of the null (median 0, 95% point 1)."
-    if tested is None:
-        p = p_values(scores, null)
-        change = fold_changes.mean().to_numpy()
-    else:
-        p, change = (tested[c].to_numpy() for c in ("p_value", "log2_fold_change"))
+    p = genes["p_value"].to_numpy() if "p_value" in genes else p_values(scores, null)
+    change = genes["log2_fold_change"].to_numpy()
     out = pd.DataFrame(
         {
             "model": model,
             "contrast": contrast,
-            "gene": fold_changes.columns,
+            "gene": genes.index,
             "score": scores,
             "direction": np.where(change >= 0, "up", "down"),
             "log2_fold_change": change,
             "p_value": p,
             "q_value": q_values(p),
-            "stability": frequency,
-            "mean_expression": mean_expression,
+            "stability": genes["stability"].to_numpy(),
+            "mean_expression": genes["mean_expression"].to_numpy(),
         }
     )
     out = out.iloc[np.lexsort((-np.abs(change), -scores))].reset_index(drop=True)
@@ -242,6 +237,18 @@ class GeneChanges:
     level: ArrayLike  # (genes,) mean expression
     spread: ArrayLike | None = None  # (genes,) of strata, see `strata_of`; None: of fold_changes
     tested: pd.DataFrame | None = None  # (genes,) p_value and log2_fold_change of a test of its own
+
+    def described(
+        self,
+        stability: np.ndarray,  # (genes,) how often among the top k in half-cohorts
+    ) -> pd.DataFrame:  # (genes, columns)
+        "What `ranking_table` tells of each gene."
+        change = {"log2_fold_change": self.fold_changes.mean(), "mean_expression": self.level}
+        rows = pd.DataFrame(change, self.fold_changes.columns).assign(stability=stability)
+        if self.tested is not None:
+            for name in ("p_value", "log2_fold_change"):
+                rows[name] = self.tested[name].to_numpy()
+        return rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,17 +313,14 @@ def rank_scorer(
     if not read.any():
         log.warning("%s, %s: every score is zero; all genes have p = 1.", contrast, model)
         read[:] = True
-    change = genes.fold_changes.loc[:, read]
     expression = np.asarray(genes.level)[read]
     spread = (genes.fold_changes**2).mean() if genes.spread is None else genes.spread
     strata = strata_of(expression, np.asarray(spread)[read])
-    tested = None
+    frequency = np.full(len(read), np.nan) if stable.frequency is None else stable.frequency
     if genes.tested is not None:  # genes keep the order of their p-values
-        tested = genes.tested[read]
         strata = np.zeros_like(strata)
     aligned = align_scores(observed[read], null[:, read], strata)
-    frequency = np.full(len(read), np.nan) if stable.frequency is None else stable.frequency
-    table = ranking_table(model, contrast, *aligned, change, expression, frequency[read], tested)
+    table = ranking_table(model, contrast, *aligned, genes.described(frequency)[read])
     return Ranked(table, stable, aligned.null)
 
 # %% ../../nbs/tl/304_ranking.ipynb #80f99cdd
