@@ -1558,3 +1558,30 @@ def test_an_own_model_that_is_not_there(cohort, tmp_path, capsys):
     args = ["run", cohort, "--out", tmp_path / "out", "--models"]
     assert "TinyGRU" in refused(capsys, tmp_path, *args, f"{OWN}:TinyGRUs")
     assert "no file" in refused(capsys, tmp_path, *args, "nowhere.py:Net")
+
+
+def test_sets_of_cells(tmp_path, capsys):
+    "run --cell-sets: a table, a figure and sentences; not of bulk samples or log values."
+    from longaml.datasets.cell_sets import simulate_cell_sets
+
+    cohort = simulate_cell_sets("expanding", seed=11, n_cells=60, n_genes=150, late=0.3)
+    path = la.pp.save_cohort(cohort, tmp_path / "c.h5ad")
+    args = "--models logistic --nulls 1 --halves 2 --no-report --cell-sets".split()
+    out = tmp_path / "out"
+    succeed("run", path, "--out", out, *args)
+    said = capsys.readouterr().out
+    found = table(out, "cell_sets.csv")
+    assert "beyond the mean" in said and f"{found['accuracy'].iloc[0]:.2f} [" in said
+    assert found["accuracy"].iloc[0] > 0.8 and found["p_value"].iloc[0] <= 0.05
+    genes = table(out, "cell_set_genes.csv")
+    planted = cohort.var["programme"].reindex(genes["gene"].head(10)).to_numpy()
+    assert planted.mean() > 0.8
+    assert (out / "figures" / "cell-sets.png").stat().st_size > 5_000
+    bulk = la.pp.pseudobulk(cohort, min_cells=5)
+    bulk.obs = bulk.obs[["patient", "timepoint"]]
+    bulk = bulk[~bulk.obs.duplicated().to_numpy()].copy()
+    bulk.X = bulk.layers["counts"]
+    bulk.uns.clear()
+    bulk.write_h5ad(tmp_path / "bulk.h5ad")
+    no = ["run", tmp_path / "bulk.h5ad", "--out", tmp_path / "no", *args]
+    assert "need counts of single cells" in refused(capsys, tmp_path, *no)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import pandas as pd
 
-from .. import datasets, models, pp, tasks, tl
+from .. import datasets, models, pl, pp, tasks, tl
 from longaml.core import (
     ALL,
     InputError,
@@ -85,6 +85,14 @@ class RunConfig(CohortFolder):
     gene_sets: Annotated[
         Path | None, Option("Gene sets (GMT) to be tested too: gene_sets.csv.", "FILE")
     ] = None
+    cell_sets: Annotated[
+        bool,
+        Option(
+            "Ask of every cell type, too, whether the cells of two visits differ in more than "
+            "their mean, by networks that read sets of cells: cell_sets.csv.",
+            name="--cell-sets/--no-cell-sets",
+        ),
+    ] = False
     device: Device = "auto"
     report: Annotated[
         bool,
@@ -201,6 +209,7 @@ class RunFindings:
 
     timepoints: TimepointFindings | None  # None where the task was not asked for
     ordered: OrderedFindings  # forecast and imputation
+    cell_sets: Any = None  # CellSetTables; None where they were not asked for
 
 
 class CohortRun(Experiment):
@@ -247,6 +256,7 @@ class CohortRun(Experiment):
             **({"networks": how} if any(s.network for s in specs) else {}),
             **({"own": own} if own else {}),
             **({"gene_sets": config.gene_sets.name} if config.gene_sets else {}),
+            **({"cell_sets": True} if config.cell_sets else {}),
             "read": config.read,
         }
 
@@ -259,6 +269,14 @@ class CohortRun(Experiment):
         "The cohort; gene sets are checked before anything is written."
         data = super().read()
         sets = self.config.gene_sets
+        bulk = pp.preprocessing.is_bulk(data)
+        if self.config.cell_sets and (bulk or input_kind(data) != "counts"):
+            raise InputError(
+                "sets of cells need counts of single cells, and this cohort was read from "
+                f"{'bulk samples' if bulk else 'log-normalised values'}; "
+                "leave cell_sets out",
+                parameter="cell_sets",
+            )
         if sets is not None:
             if input_kind(data) != "counts":
                 raise InputError(
@@ -282,10 +300,14 @@ class CohortRun(Experiment):
             how = {"nulls": nulls, "halves": config.halves}
             timepoints = find_timepoints(steps, specs, run, **how)
             timepoints.changes = steps.changes(run.step, config.gene_sets)
+        sets = None
+        if config.cell_sets:
+            known = {"seed": config.seed, "steps": run.step}
+            sets = tasks.cell_sets.cell_sets_of_cohort(data, **known)
         later = [t for t in TASKS[1:] if t in config.tasks()]
         networks = [s for s in specs if _with_order(s)]
         ordered = find_ordered(later, steps, networks, run, nulls=nulls)
-        return RunFindings(timepoints, ordered)
+        return RunFindings(timepoints, ordered, sets)
 
     def tables(self, data: Any, found: RunFindings) -> dict[str, pd.DataFrame]:
         "The tables by name."
@@ -294,6 +316,9 @@ class CohortRun(Experiment):
         if "evaluation" in tables and "evaluation" in ordered:
             both = [tables["evaluation"], ordered.pop("evaluation")]
             tables["evaluation"] = pd.concat(both, ignore_index=True)
+        sets = found.cell_sets
+        if sets is not None and len(sets.summary):
+            tables |= {"cell_sets": sets.summary, "cell_set_genes": sets.genes}
         return tables | ordered | {"samples": sample_table(data)}
 
     def figures(self, data: Any, found: RunFindings) -> Iterator[tuple[str, Any]]:
@@ -306,6 +331,8 @@ class CohortRun(Experiment):
             yield from accuracy_figures(told.evaluation, told.predictions)
             if told.rankings:
                 yield from ranking_figures(told)
+        if found.cell_sets is not None and len(found.cell_sets.summary):
+            yield "cell-sets", pl.cell_sets.plot_cell_sets(found.cell_sets.summary)
         for change in found.ordered.found:
             yield from change_figures(change)
 
@@ -314,7 +341,8 @@ class CohortRun(Experiment):
         lines = []
         if found.timepoints is not None:
             lines = timepoint_lines(found.timepoints, reader_notes(data))
-        return [*lines, *found.ordered.lines]
+        sets = [] if found.cell_sets is None else found.cell_sets.lines()
+        return [*lines, *sets, *found.ordered.lines]
 
     def report(self) -> list[str]:
         "report.ipynb and report.html in the folder, or why there is none."
