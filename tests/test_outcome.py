@@ -119,15 +119,35 @@ def test_a_cohort(tmp_path, capsys):
     assert "transductive" not in capsys.readouterr().out
     models = pd.read_csv(tmp_path / "anew" / "models.csv")
     assert set(models["model"]) == {"marginal", "clinical", "fold_pca"}
-    networks = ["--models", "clinical_and_attention", "--permutations", "1"]
-    assert outcome(tmp_path / "c.h5ad", tmp_path / "cells", *args, *QUICK, *networks) == 0
-    models = pd.read_csv(tmp_path / "cells" / "models.csv")
-    assert set(models["model"]) == {"marginal", "clinical", "clinical_and_attention"}
-    assert models["p_adds"].notna().any()
     cohort.obs["relapse"] = np.arange(cohort.n_obs) % 2
     la.pp.save_cohort(cohort, tmp_path / "d.h5ad")
     assert outcome(tmp_path / "d.h5ad", tmp_path / "no", *args, *QUICK) == 2
     assert "2 values for patient" in capsys.readouterr().err
+
+
+def test_cells_that_networks_read(tmp_path, capsys):
+    "Contributions of cells and what their types say, of a cohort with diagnosis samples alone."
+    cohort = la.datasets.outcomes.simulate_outcomes(
+        "rare", seed=3, n_patients=24, n_cells=60, n_genes=100
+    )
+    path = la.pp.save_cohort(cohort, tmp_path / "c.h5ad")
+    args = "--time days --event event --models clinical_and_attention --covariates log(wbc)".split()
+    quick = "--folds 3 --repeats 1 --permutations 1".split()
+    out = tmp_path / "out"
+    assert outcome(path, out, *args, *quick) == 0
+    assert "what a type's cells say by themselves" in capsys.readouterr().out
+    models = pd.read_csv(out / "models.csv")
+    assert set(models["model"]) == {"marginal", "clinical", "clinical_and_attention"}
+    assert models["p_adds"].notna().any()
+    cells = pd.read_csv(out / "cells.csv")
+    names = la.read_cohort(path, longitudinal=False).obs_names
+    assert set(cells["cell"]) <= set(names) and cells["patient"].nunique() == 24
+    assert cells.groupby("patient")["attention"].sum().round(6).eq(1).all()
+    types = pd.read_csv(out / "cell_types.csv")
+    assert set(types["cell_type"]) == set(cells["cell_type"])
+    assert types["p_value"].between(0, 1).all()
+    for name in ("cells", "cell-types"):
+        assert (out / "figures" / f"{name}.png").stat().st_size > 5_000
 
 
 @pytest.fixture(scope="module")
