@@ -215,7 +215,7 @@ def test_one_visit_is_no_change(at_diagnosis, tmp_path):
         lambda: tasks.unseen_visits.predict(cohort, to="DX"),
         lambda: tasks.cell_sets.visit_pairs(cohort),
     ):
-        with pytest.raises(la.core.InputError, match="one timepoint|needs at least 2"):
+        with pytest.raises(la.core.InputError, match="one timepoint|needs at least"):
             work()
 
 

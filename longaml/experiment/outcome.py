@@ -25,6 +25,7 @@ from longaml.experiment.driver import (
     Names,
     Option,
     ReadOptions,
+    reader_notes,
 )
 from .store import Run
 
@@ -320,7 +321,9 @@ class OutcomeExperiment(Experiment):
 
     def summary(self, data: dict[str, Any], found: "OutcomeFindings") -> list[str]:
         "What was found, in sentences."
-        return outcome_lines(found.evaluation, data["patients"], found.cells)
+        lines = outcome_lines(found.evaluation, data["patients"], found.cells)
+        read = reader_notes(data["cohort"]) if "cohort" in data else []
+        return [*lines, *(f"note: {note}" for note in read)]
 
 # %% ../../nbs/experiment/724_outcome.ipynb #aa030385
 def run_outcome(
