@@ -383,9 +383,7 @@ def _fits(
     rows: dict[str, Visits],  # part -> patients
     entries: list[Any],  # ModelSpecs
     use_rep: str | None,  # key of obsm: an embedding; None: none is read
-) -> dict[
-    tuple[str, str], tuple[Any, Visits]
-]:  # (part, model) -> its entry, the rows that it reads
+) -> dict[tuple[str, str], tuple[Any, Visits]]:  # (part, model) -> entry, rows it reads
     "What is fitted to what; networks forecast expression only."
     found = {}
     for part, v in rows.items():
