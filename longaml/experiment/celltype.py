@@ -159,7 +159,7 @@ def _with_embedding(cells, source, use_rep):
     names, _ = pp.genes.unique_names(source.obs_names, "cell")
     vectors = source[pd.Index(names).get_indexer(cells.obs_names)].obsm[use_rep]
     cells.obsm[use_rep] = vectors if sp.issparse(vectors) else np.asarray(vectors)
-    cells.obsm[use_rep] = pp.preprocessing.cell_embedding(cells, use_rep)
+    cells.obsm[use_rep] = pp.embed.cell_embedding(cells, use_rep)
     return cells
 
 

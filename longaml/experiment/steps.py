@@ -172,7 +172,9 @@ class CohortSteps:
     @cached_property
     def bagged(self) -> Any:
         "Bags of cells, downsampled to a common depth."
-        return pp.bags(self.cohort, use_rep=self.use_rep, seed=self.fitting.seed)
+        if self.use_rep is not None:
+            return pp.embed.bags_with(self.cohort, self.use_rep, seed=self.fitting.seed)
+        return pp.bags(self.cohort, seed=self.fitting.seed)
 
     @cached_property
     def embedded(self) -> "CohortSteps":
@@ -181,7 +183,7 @@ class CohortSteps:
         given = models.embedded_bags.embedded_bags(self.bagged, key)
         n_genes = max(self.fitting.n_genes, given.n_vars)  # no dimension is left out
         found = CohortSteps(self.cohort, replace(self.fitting, n_genes=n_genes), self._shared)
-        vectors = pp.preprocessing.cell_embedding(self.cohort, key)
+        vectors = pp.embed.cell_embedding(self.cohort, key)
         found.bagged = given
         found.hash = hashlib.sha256(self.hash.encode() + vectors.tobytes()).hexdigest()
         return found

@@ -337,7 +337,7 @@ def evaluate(
 ) -> TimepointResult:
     """Classify the timepoints of held-out patients by every model, next to the baselines.
 
-    With `use_rep` (bags from `bags(cohort, use_rep=...)`) each model that reads genes is fitted to
+    With `use_rep` (of bags from `la.pp.embed.bags_with`) each model that reads genes is fitted to
     this embedding too, as `logistic_on_X_pca`, and `fold_pca` reads principal components of the
     training patients; rows of models on the embedding are `transductive`.
     """
