@@ -633,6 +633,7 @@ sys.exit(main(sys.argv[1:]))
         (["--label-key", "cell_type", "--encoding", "ranks"], "expected one of: rank, bin"),
         (["--label-key", "cell_type", "--donor-key", "donor"], "no patient column 'donor'"),
         (["--label-key", "cell_type", "--timepoints", "DX,REL"], "with --previous only"),
+        (["--label-key", "cell_type", "--use-rep", "X_pca"], "key of obsm is 'X_pca'"),
         (
             ["--label-key", "cell_type", "--previous", "--clone-key", "cell_type"],
             "gives its cell_type away",

@@ -17,6 +17,8 @@ from scipy import stats
 from tools import ROOT, python_code
 
 import longaml as la
+from longaml.cli import main
+from longaml.core import rng_for
 from longaml.datasets.cohort import simulate_cohort
 from longaml.datasets.writers import write_geo
 from longaml.experiment.comparison_figures import METRIC, plot_comparison
@@ -228,6 +230,54 @@ def test_one_model_more_computes_that_one(adata, tmp_path):
     for other in (dict(seed=1), dict(n_folds=4), dict(n_genes=100)):
         evaluate(adata, models="logistic", tasks="timepoint", out=keep, **other)
     assert keep.computed == 5 + 3 * 4
+
+
+def test_an_embedding_is_compared_in_one_call(adata, tmp_path, capsys):
+    "Genes keep their numbers and steps; only the embedding is computed anew where it changes."
+    given = adata.copy()
+    given.obsm["X_own"] = rng_for(0, "vectors").normal(size=(given.n_obs, 3))
+    save_cohort(given, tmp_path / "c.h5ad")
+    how = ["compare", str(tmp_path / "c.h5ad"), "--models", "logistic", "--tasks", "timepoint"]
+    on = ["--use-rep", "X_own", "--no-figures", "--out", str(tmp_path / "out")]
+    assert main([*how, *on]) == 0
+    said = capsys.readouterr().out
+    assert "transductive\n" in said and "note: X_own is transductive" in said
+    table = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    models = ["majority", "patient_cell_type", "technical", "logistic", "fold_pca"]
+    assert list(table["model"].unique()) == [*models, "logistic_on_X_own"]
+    for name in ("comparison", "differences"):
+        flagged = pd.read_csv(tmp_path / "out" / f"{name}.csv").query("transductive")
+        assert set(flagged["model"]) == {"logistic_on_X_own"}
+    store = Store(tmp_path / "store")
+    quick = dict(models="logistic", tasks="timepoint", out=store)
+    plain = evaluate(given, **quick)
+    computed = store.computed
+    both = evaluate(given, **quick, use_rep="X_own")
+    assert store.computed == computed + 2  # fold_pca and the embedding
+    same = both["model"].isin(plain["model"])
+    columns = list(plain.columns)
+    pd.testing.assert_frame_equal(both.loc[same, columns].reset_index(drop=True), plain)
+    given.obsm["X_own"][0] += 1
+    evaluate(given, **quick, use_rep="X_own")
+    assert store.computed == computed + 3
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["--use-rep", "X_pca"], "key of obsm is 'X_pca'; expected one of: X_bad"),
+        (["--use-rep", "X_bad"], "X_bad cannot be used: 1 of"),
+        (["--use-rep", "X_bad", "--tasks", "forecast"], "Add timepoint to the tasks"),
+    ],
+)
+def test_embeddings_that_cannot_be_compared(adata, tmp_path, capsys, args, said):
+    given = adata.copy()
+    given.obsm["X_bad"] = np.zeros((given.n_obs, 2))
+    given.obsm["X_bad"][5, 1] = np.inf
+    save_cohort(given, tmp_path / "c.h5ad")
+    out = ["--models", "logistic,ridge", "--out", str(tmp_path / "no")]
+    assert main(["compare", str(tmp_path / "c.h5ad"), *out, *args]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
 def test_another_cohort_computes_everything(adata, tmp_path):

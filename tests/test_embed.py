@@ -10,9 +10,11 @@ from longaml.core import InputError
 from longaml.datasets.cohort import simulate_cohort
 from longaml.datasets.outcomes import simulate_outcomes
 from longaml.models.fold_pca import with_fold_pca
-from longaml.pp.embed import CellPCA, embed
+from longaml.pp.embed import CellPCA, bags_with, embed
+from longaml.pp.preprocessing import bags
 from longaml.tasks.outcome import evaluate_outcome
 from longaml.tasks.outcome_data import outcome_of_cohort
+from longaml.tasks.timepoint import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +82,38 @@ def test_outcomes_of_values_that_are_no_counts(folds):
     bare = outcome_of_cohort(not_counts(made), time="days", event="event")
     with pytest.raises(InputError, match="counts"):
         with_fold_pca(bare)
+
+
+def test_bags_hold_the_mean_of_their_cells(cohort):
+    given = cohort.copy()
+    given.obsm["X_one"] = np.ones((given.n_obs, 2))
+    for values in (given.obsm["X_one"], sp.csr_matrix(given.obsm["X_one"])):
+        given.obsm["X_one"] = values
+        assert np.allclose(bags_with(given, "X_one").obsm["X_one"], 1)
+    with pytest.raises(InputError, match="key of obsm is 'X_two'; expected one of: X_one") as e:
+        bags_with(given, "X_two")
+    assert e.value.parameter == "use_rep"
+    with pytest.raises(InputError, match=r"la.pp.embed.bags_with\(cohort, 'X_one'\)"):
+        evaluate(bags(given), models=["logistic"], use_rep="X_one")
+
+
+def test_an_embedding_that_knows_the_visit_is_flagged():
+    "Nothing changes between the visits; what is fitted in each fold finds nothing."
+    made = simulate_cohort(
+        "null",
+        seed=3,
+        n_patients=12,
+        n_genes=100,
+        n_cells=80,
+        missing=0.0,
+        timepoints=("DX", "REL"),
+    )
+    rng = np.random.default_rng(0)
+    later = (made.obs["timepoint"] == "REL").to_numpy()
+    made.obsm["X_tuned"] = rng.normal(size=(made.n_obs, 3)) + later[:, None]
+    found = evaluate(bags_with(made, "X_tuned"), models=["logistic"], use_rep="X_tuned")
+    table = found.summary().set_index("model")
+    assert list(table.index[table["transductive"]]) == ["logistic_on_X_tuned"]
+    assert table["mean"]["logistic_on_X_tuned"] > 0.95
+    assert (table["mean"][["logistic", "fold_pca"]] < 0.75).all()
+    assert found.best().name != "logistic_on_X_tuned"

@@ -112,6 +112,44 @@ def test_too_few_patients_for_the_level(path, tmp_path, capsys):
     assert np.allclose(who["highest_level"], who["patients"] / (who["patients"] + 1))
 
 
+def test_an_embedding_is_a_further_model(path, tmp_path, capsys):
+    "Flagged, never the best; the numbers of the others are those without it."
+    cohort = cohort_of()
+    rng = rng_for(0, "vectors")
+    cohort.obsm["X_own"] = rng.normal(size=(cohort.n_obs, 3))
+    la.pp.save_cohort(cohort, tmp_path / "e.h5ad")
+    assert forecast(tmp_path / "e.h5ad", tmp_path / "out", *QUICK, "--use-rep", "X_own") == 0
+    said = capsys.readouterr().out
+    assert "ridge_on_X_own (transductive): " in said and "note: X_own is transductive" in said
+    assert forecast(path, tmp_path / "plain", *QUICK) == 0
+    assert "transductive" not in capsys.readouterr().out
+    for name in ("forecast", "composition", "evaluation"):
+        one, other = (pd.read_csv(tmp_path / out / f"{name}.csv") for out in ("out", "plain"))
+        without = one[one["model"] != "ridge_on_X_own"].reset_index(drop=True)
+        assert len(one) == len(other) + len(other) // other["model"].nunique()
+        pd.testing.assert_frame_equal(without[other.columns], other)
+    flagged = pd.read_csv(tmp_path / "out" / "evaluation.csv")
+    assert set(flagged.loc[flagged["transductive"], "model"]) == {"ridge_on_X_own"}
+
+
+def test_embeddings_that_cannot_be_read(path, tmp_path, capsys):
+    assert forecast(path, tmp_path / "no", *QUICK, "--use-rep", "X_pca") == 2
+    assert "key of obsm is 'X_pca'; expected one of: none" in capsys.readouterr().err
+    cohort = cohort_of()
+    cohort.obsm["X_own"] = np.where(np.arange(cohort.n_obs) < 2, np.nan, 0.0)[:, None]
+    la.pp.save_cohort(cohort, tmp_path / "n.h5ad")
+    assert forecast(tmp_path / "n.h5ad", tmp_path / "no", *QUICK, "--use-rep", "X_own") == 2
+    said = capsys.readouterr().err
+    assert f"X_own cannot be used: 2 of {cohort.n_obs} cells have values that are not" in said
+    bulk = la.datasets.simulate_cohort("bulk", seed=1, n_genes=120, n_drivers=6)
+    bulk.obsm["X_pca"] = np.zeros((bulk.n_obs, 2))
+    la.pp.save_cohort(bulk, tmp_path / "b.h5ad")
+    args = [*QUICK, "--timepoints", "day0,day1,day7", "--use-rep", "X_pca"]
+    assert forecast(tmp_path / "b.h5ad", tmp_path / "no", *args) == 2
+    assert "this is a bulk table" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
 def test_a_bulk_cohort_has_no_composition(tmp_path, capsys):
     cohort = la.datasets.simulate_cohort("bulk", seed=1, n_genes=120, n_drivers=6)
     gone = (cohort.obs["patient"] == "AML3") & (cohort.obs["timepoint"] == "day7")

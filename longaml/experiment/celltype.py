@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from .. import models, pl, pp, tasks
 from longaml.core import (
@@ -92,6 +94,14 @@ class TrainConfig(Folder):
     layer: Annotated[str | None, LAYER] = None
     counts: Annotated[str | None, COUNTS_OPTION] = None
     gene_symbols: Annotated[str | None, SYMBOLS_OPTION] = None
+    use_rep: Annotated[
+        str | None,
+        Option(
+            "Embedding of cells, a key of obsm: logistic regression reads it too, next to "
+            "principal components of each fold.",
+            "NAME",
+        ),
+    ] = None
     n_folds: Annotated[
         int, Option("Folds of donors, or of blocks of cells.", "N", name="--folds", least=2)
     ] = 5
@@ -141,6 +151,18 @@ def _cohort_with_clones(path, columns):
     return adata
 
 
+def _with_embedding(cells, source, use_rep):
+    "Labelled cells with an embedding of the cells that they are among, checked."
+    if use_rep is None:
+        return cells
+    check_choice(use_rep, source.obsm, "key of obsm", "use_rep")
+    names, _ = pp.genes.unique_names(source.obs_names, "cell")
+    vectors = source[pd.Index(names).get_indexer(cells.obs_names)].obsm[use_rep]
+    cells.obsm[use_rep] = vectors if sp.issparse(vectors) else np.asarray(vectors)
+    cells.obsm[use_rep] = pp.embed.cell_embedding(cells, use_rep)
+    return cells
+
+
 def _training_cells(config):
     "Labelled cells; with `previous` those of a cohort, and the bags of the previous timepoint."
     if not config.previous:
@@ -151,10 +173,10 @@ def _training_cells(config):
                 parameter="previous",
             )
         given = {"label_key": config.label_key, "patient_key": config.donor_key}
-        cells = pp.formats.read_h5ad(config.cells)
-        return TrainingCells(
-            pp.cells.labelled_cells(cells, seed=config.seed, **_given_values(config), **given), None
-        )
+        source = pp.formats.read_h5ad(config.cells)
+        given |= _given_values(config)
+        cells = pp.cells.labelled_cells(source, seed=config.seed, **given)
+        return TrainingCells(_with_embedding(cells, source, config.use_rep), None)
     columns = _given_values(config) | config.read
     if config.donor_key:
         columns.setdefault("patient_key", config.donor_key)
@@ -166,6 +188,7 @@ def _training_cells(config):
     before = pp.tokens.previous_bags(adata, seed=config.seed)
     known = adata.obs_names.get_indexer(cells.obs_names)
     cells.obs[CLONE] = pp.tokens.followed(adata)[known]
+    cells = _with_embedding(cells, adata, config.use_rep)
     return TrainingCells(cells, before.take(known), labels)
 
 # %% ../../nbs/experiment/713_celltype.ipynb #57e72637
@@ -191,6 +214,7 @@ class TrainCelltype(Experiment):
             "read": config.read,
             "n_folds": config.n_folds,
             "epochs": config.training().epochs,
+            **({"use_rep": config.use_rep} if config.use_rep is not None else {}),
             **{k: v for k, v in _given_values(config).items() if k != "layer"},
         }
 
@@ -207,6 +231,7 @@ class TrainCelltype(Experiment):
         config = self.config
         judge = partial(
             tasks.celltype.judge_celltypes,
+            use_rep=config.use_rep,
             settings=config.settings() | {"how": config.training()},
             seed=config.seed,
             device=config.device,
@@ -263,7 +288,7 @@ class TrainCelltype(Experiment):
         return [
             f"{cells.n_obs:,} cells x {cells.n_vars:,} genes, {types} types, "
             f"{cells.obs[PATIENT].nunique()} {units}",
-            *celltype_lines(found, units),
+            *celltype_lines(found, units, self.config.use_rep),
         ]
 
     def report(self) -> list[str]:
@@ -278,7 +303,8 @@ def run_celltype(
     label_key: str,  # obs column of classes
     read: Mapping[str, Any] | None = None,  # further options of `read_cohort`, with `previous`
     **options: Any,  # fields of TrainConfig: donor_key, encoding="rank", context=2048,
-    # positions=False, previous=False, layer, n_folds=5, epochs, seed=0, device="auto", resume
+    # positions=False, previous=False, layer, use_rep, n_folds=5, epochs, seed=0, device="auto",
+    # resume
 ) -> dict[str, Any]:  # tables and "summary"
     """Evaluate a rank-token Transformer on held-out donors and train it on all cells.
 
@@ -291,16 +317,17 @@ def run_celltype(
 def celltype_lines(
     predictions: pd.DataFrame,  # of `evaluate_celltypes`
     units: str,  # "patients" or "blocks of cells"
+    use_rep: str | None = None,  # key of obsm: an embedding that was read too
 ) -> list[str]:  # sentences
     "The results of an evaluation of cell types, as sentences."
     chance = 1 / predictions["truth"].nunique()
     lines = [
         f"held-out {units}: accuracy, balanced accuracy, macro F1 (chance {chance:.2f})",
     ]
+    on = None if use_rep is None else pp.embed.model_on("logistic", use_rep)
     for model, r in tasks.celltype.overall_scores(predictions).iterrows():
-        lines.append(
-            f"  {model:<18} {r['accuracy']:.3f}  {r['balanced_accuracy']:.3f}  {r['macro_f1']:.3f}"
-        )
+        numbers = "  ".join(f"{r[k]:.3f}" for k in ("accuracy", "balanced_accuracy", "macro_f1"))
+        lines.append(f"  {model:<18} {numbers}{'  transductive' if model == on else ''}")
     for r in tasks.celltype.like_for_like(predictions).itertuples():
         verb = "is not significantly different from"
         if r.low > 0:
@@ -317,6 +344,8 @@ def celltype_lines(
             "blocks of cells were held out, not donors: this does not say how the model does on "
             "a new donor"
         )
+    if use_rep is not None:
+        lines.append(f"note: {pp.embed.transductive_note(use_rep)}")
     error = tasks.cells.calibration_error(tasks.cells.calibration_table(predictions))
     shown = ("logistic", *tasks.celltype.cell_models(network=True))
     lines.append("calibration error: " + ", ".join(f"{m} {error[m]:.3f}" for m in shown))

@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from .. import models as registry
+from .. import pp, tl
 from .. import tasks as questions
-from .. import tl
 from longaml.core import (
     ALL,
     InputError,
@@ -100,9 +100,17 @@ def _own_specs(own, tasks):
     return found
 
 
+def _is_chosen(entry, asked, use_rep):
+    "Whether a registered model takes part; `fold_pca` does with an embedding, or where named."
+    if entry.name == registry.embedded_bags.FOLD_PCA and (use_rep or asked is None):
+        return use_rep is not None
+    return asked is None or entry.name in asked or entry.kind == "baseline"
+
+
 def compared_specs(
     tasks: str | Iterable[str],  # of "timepoint", "forecast", "impute"; as a list or with commas
     models: str | Iterable | None = None,  # what `la.models.resolve` accepts; None: all that fit
+    use_rep: str | None = None,  # key of obsm: an embedding that is compared with genes
 ) -> dict[str, list]:  # task -> ModelSpecs, baselines first
     "The models of each task: its baselines, and those chosen that fit it."
     tasks = [check_choice(t, TASKS, "task") for t in dict.fromkeys(_words(tasks))]
@@ -110,13 +118,19 @@ def compared_specs(
         raise InputError(
             f"no task was asked for; expected some of: {listing(TASKS)}", parameter="tasks"
         )
+    if use_rep is not None and "timepoint" not in tasks:
+        raise InputError(
+            f"an embedding (use_rep) is read by models of timepoint; asked for {listing(tasks)}. "
+            "Add timepoint to the tasks, or leave use_rep out; longaml forecast reads one too.",
+            parameter="use_rep",
+        )
     asked = None if models is None else _words(models)
     _check_asked(asked or (), tasks)
     own = _own_specs([m for m in asked or () if _is_own(m)], tasks)
     found = {}
     for task in tasks:
         known = [s for s in registry.contract.specs(task) if s.kind != "ranking"]
-        chosen = [s for s in known if asked is None or s.name in asked or s.kind == "baseline"]
+        chosen = [s for s in known if _is_chosen(s, asked, use_rep)]
         found[task] = [*chosen, *own[task]]
     return found
 
@@ -124,9 +138,11 @@ def compared_specs(
 def compared_models(
     tasks: str | Iterable[str],  # as for compared_specs
     models: str | Iterable | None = None,  # as for compared_specs
+    use_rep: str | None = None,  # as for compared_specs
 ) -> dict[str, list[str]]:  # task -> names
     "The names of the models of each task, baselines first."
-    return {t: [s.name for s in specs] for t, specs in compared_specs(tasks, models).items()}
+    found = compared_specs(tasks, models, use_rep)
+    return {t: [s.name for s in specs] for t, specs in found.items()}
 
 # %% ../../nbs/experiment/720_evaluation.ipynb #b8dd2189
 def _timed(table, piece):
@@ -137,6 +153,9 @@ def _timed(table, piece):
 def _classified(steps, times, specs):
     "The table of one contrast, or of all timepoints."
     pieces = steps.evaluated([(spec, times) for spec in specs])
+    if steps.use_rep is not None:
+        on = registry.embedded_bags.specs_on(specs, steps.use_rep)
+        pieces += steps.embedded.evaluated([(spec, times) for spec in on])
     return pd.concat([_timed(p["evaluation"], p) for p in pieces], ignore_index=True)
 
 
@@ -185,6 +204,10 @@ def comparison_table(
         log.warning("%s", reason)
     tables = [question() for question in progress(found, "contrasts")]
     table = pd.concat(tables, ignore_index=True)
+    if steps.use_rep is not None:
+        table = pp.embed.with_flags(table, steps.use_rep)
+        lost.append(pp.embed.transductive_note(steps.use_rep))
+        lost.append(registry.embedded_bags.depth_note(steps.use_rep))
     table.attrs["notes"] = lost
     return table
 
@@ -195,20 +218,21 @@ def evaluate(
     models: str | Iterable | None = None,  # what `la.models.resolve` accepts, as a list, or names
     # with commas; None: every model that fits. Baselines are always run
     tasks: str | Iterable[str] = ("timepoint", "forecast"),  # of "timepoint", "forecast", "impute"
+    use_rep: str | None = None,  # key of obsm: models of timepoint are fitted to this embedding too
     out: str | Path | Store | None = None,  # folder that keeps the steps, so that a repeated call
     # computes only what is new; None: nothing is kept
     **fitting: Any,  # of Fitting: n_genes=2000, n_folds=None, seed=0, device="auto"
 ) -> pd.DataFrame:  # a row per task, contrast, model, patient and metric
     """Every model of every task under the same folds, genes and bags, each tuned in its folds.
 
-    Columns: task, contrast, model, patient, metric, value, chance, seconds, parameters;
-    `attrs["notes"]` says what was not evaluated.
+    Columns: task, contrast, model, patient, metric, value, chance, seconds, parameters, with
+    `use_rep` also transductive; `attrs["notes"]` says what was not evaluated.
     """
-    asked = compared_specs(tasks, models)
+    asked = compared_specs(tasks, models, use_rep)
     how = Fitting(**fitting)
     device_for(how.device)
     store = out if isinstance(out, Store) else Store(out)
-    steps = CohortSteps(cohort, how, partial(store.shared, seed=how.seed))
+    steps = CohortSteps(cohort, how, partial(store.shared, seed=how.seed), use_rep)
     with one_thread():
         return comparison_table(steps, asked)
 
@@ -283,7 +307,11 @@ def compare(
     numbers = ["patients", "difference", "low", "high", "p_value", "q_value"]
     out = pd.DataFrame(rows, columns=[*COMPARED, *numbers])
     cases = [out["low"] > 0, out["high"] < 0, out["patients"] < 2]
-    return out.assign(result=np.select(cases, [BETTER, WORSE, TOO_FEW], NOT_DIFFERENT))
+    out = out.assign(result=np.select(cases, [BETTER, WORSE, TOO_FEW], NOT_DIFFERENT))
+    if "transductive" in table:
+        flags = table.groupby("model")["transductive"].first()
+        out["transductive"] = out["model"].map(flags)
+    return out
 
 # %% ../../nbs/experiment/720_evaluation.ipynb #fcfa2b25
 _RESULT_WORDS = {
@@ -320,9 +348,11 @@ def _value_lines(task, contrast, table):
         f"{rows['patient'].nunique()} held-out patients ({level})"
     )
     show = "{:+.3f}" if skill else "{:.2f}"
-    for m, v in rows.groupby("model", sort=False)["value"]:
+    for m, own in rows.groupby("model", sort=False):
+        v = own["value"]
         low, high = show.format(v.min()), show.format(v.max())
-        yield f"  {m:<20} {show.format(v.mean())}  (patients: {low} to {high})"
+        flag = ", transductive" if "transductive" in own and own["transductive"].any() else ""
+        yield f"  {m:<20} {show.format(v.mean())}  (patients: {low} to {high}){flag}"
 
 
 def comparison_lines(
@@ -366,6 +396,14 @@ class CompareConfig(Place):
         default_factory=lambda: ["timepoint", "forecast"]
     )
     models: Annotated[list | None, Option(model_choices(*TASKS), "A,B,C")] = None
+    use_rep: Annotated[
+        str | None,
+        Option(
+            "Embedding of cells, a key of obsm: models of timepoint are fitted to it too, next to "
+            "principal components of each fold.",
+            "NAME",
+        ),
+    ] = None
     n_genes: int = 2000  # see Fitting
     device: Device = "auto"
 
@@ -383,11 +421,12 @@ class Compare(Experiment):
     def params(self) -> dict:
         "What decides the result, checked before anything is read."
         config = self.config
-        specs = compared_specs(config.tasks, config.models)
+        specs = compared_specs(config.tasks, config.models, config.use_rep)
         own = {s.name: s.origin for found in specs.values() for s in found if s.origin}
         return {
             "models": {task: [s.name for s in found] for task, found in specs.items()},
             **({"own": own} if own else {}),
+            **({"use_rep": config.use_rep} if config.use_rep is not None else {}),
             "n_genes": int(config.n_genes),
             "device": device_for(config.device),
             "read": config.read,
@@ -397,8 +436,9 @@ class Compare(Experiment):
         "Every model of every task."
         config = self.config
         fitting = Fitting(n_genes=config.n_genes, seed=config.seed, device=config.device)
-        steps = CohortSteps(data, fitting, run.shared)
-        return comparison_table(steps, compared_specs(config.tasks, config.models))
+        steps = CohortSteps(data, fitting, run.shared, config.use_rep)
+        asked = compared_specs(config.tasks, config.models, config.use_rep)
+        return comparison_table(steps, asked)
 
     def tables(self, data: Any, found: pd.DataFrame) -> dict[str, pd.DataFrame]:
         "The tables by name."

@@ -32,7 +32,8 @@ WHAT = {"expression": "expression", "log_ratio": "composition (log2 ratios)"}
 
 def _model_line(r: Any, level: float) -> str:
     "Error and coverage of one model."
-    text = f"  {r.model}: {r.error:.3g}"
+    flag = " (transductive)" if getattr(r, "transductive", False) else ""
+    text = f"  {r.model}{flag}: {r.error:.3g}"
     if r.model != "mean_shift":
         ends = f"[{r.over_mean_shift_low:+.2f}, {r.over_mean_shift_high:+.2f}]"
         text += f", skill over mean shift {r.skill_over_mean_shift:+.2f} {ends}"
@@ -147,6 +148,10 @@ class ForecastConfig(CohortFolder):
         Option("Patients to forecast; all that lack the timepoint, if left out.", "A,B,C"),
     ] = None
     models: Annotated[Names, Option(_model_help, "A,B,C")] = None
+    use_rep: Annotated[
+        str | None,
+        Option("Embedding of cells, a key of obsm: a ridge regression reads it too.", "NAME"),
+    ] = None
     level: Annotated[float, Option("How often an interval is to cover.", "SHARE")] = 0.9
     cell_types: Annotated[
         Names,
@@ -175,6 +180,7 @@ class Forecast(Experiment):
         names = "to patients level cell_types n_genes device"
         return {name: getattr(config, name) for name in names.split()} | {
             "models": [[s.name, s.origin] for s in chosen],
+            **({"use_rep": config.use_rep} if config.use_rep is not None else {}),
             "read": config.read,
         }
 
@@ -186,6 +192,7 @@ class Forecast(Experiment):
             config.patients,
             config.to,
             models=config.models,
+            use_rep=config.use_rep,
             level=config.level,
             cell_types=config.cell_types,
             n_genes=config.n_genes,

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -157,9 +157,11 @@ class CohortSteps:
         cohort: Any,  # AnnData in longaml's contract
         fitting: Fitting,  # how models are fitted
         shared: Shared,  # how a piece of work is run and kept
+        use_rep: str | None = None,  # key of obsm: an embedding that bags hold the mean of
     ):
         self.cohort = cohort
         self.fitting = fitting
+        self.use_rep = use_rep
         self._shared = shared
         self._fold_changes: dict[tuple[str, str], pd.DataFrame] = {}
 
@@ -171,7 +173,21 @@ class CohortSteps:
     @cached_property
     def bagged(self) -> Any:
         "Bags of cells, downsampled to a common depth."
+        if self.use_rep is not None:
+            return pp.embed.bags_with(self.cohort, self.use_rep, seed=self.fitting.seed)
         return pp.bags(self.cohort, seed=self.fitting.seed)
+
+    @cached_property
+    def embedded(self) -> "CohortSteps":
+        "The same cohort and bags, with the dimensions of the embedding in place of genes."
+        key = str(self.use_rep)
+        given = models.embedded_bags.embedded_bags(self.bagged, key)
+        n_genes = max(self.fitting.n_genes, given.n_vars)  # no dimension is left out
+        found = CohortSteps(self.cohort, replace(self.fitting, n_genes=n_genes), self._shared)
+        vectors = pp.embed.cell_embedding(self.cohort, key)
+        found.bagged = given
+        found.hash = hashlib.sha256(self.hash.encode() + vectors.tobytes()).hexdigest()
+        return found
 
     @cached_property
     def bulk(self) -> Any:

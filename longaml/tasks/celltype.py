@@ -20,6 +20,8 @@ from anndata import AnnData
 
 from ..core import CLONE, PATIENT, check_choice, progress
 from ..models.celltype import CELLTYPE_TRAINING, CellTypeClassifier
+from ..models.embedded_bags import FOLD_PCA
+from ..pp.embed import CellPCA, cell_embedding, model_on, with_flags
 from ..pp.tokens import Cells, Previous
 from .cells import cell_folds, cell_scores, logistic_proba
 from ..tl.held_out import held_out_mean
@@ -85,6 +87,27 @@ def _logistic(split, balanced=False, previous=False):
     return proba.reindex(columns=split.classes, fill_value=0.0).to_numpy()
 
 
+def _scaled_logistic(split, x, new):
+    "Logistic regression on few values a cell, each of a standard deviation of 1."
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    proba = model.fit(x, _labels(split).to_numpy()).predict_proba(new)
+    table = pd.DataFrame(proba, columns=model.classes_)
+    return table.reindex(columns=split.classes, fill_value=0.0).to_numpy()
+
+
+def _given_embedding(split, use_rep):
+    "Principal components of the training cells, and an embedding that was given."
+    x = _log_values(split.train)
+    components = CellPCA.of(x).project
+    given = [cell_embedding(cells, use_rep) for cells in (split.train, split.test)]
+    yield FOLD_PCA, _scaled_logistic(split, components(x), components(_log_values(split.test)))
+    yield model_on("logistic", use_rep), _scaled_logistic(split, *given)
+
+
 def _with_previous(x, previous):
     "Genes now and at the previous timepoint, in columns."
     before = previous.rows(np.arange(len(previous.code))).log1p()
@@ -145,12 +168,17 @@ def judge_celltypes(
     test: AnnData,  # the same for held-out cells
     *,
     models: Sequence[str] | None = None,  # names in `MODELS`; None: all that `before` allows
+    use_rep: str | None = None,  # key of obsm: an embedding that logistic regression reads too
     settings: dict[str, Any] | None = None,  # fields of CellTypeClassifier, as {"context": 512}
     before: PreviousPair | None = None,  # for models that read the previous timepoint
     seed: int = 0,  # of weights and stopping groups
     device: str = "auto",  # of the Transformer
-) -> pd.DataFrame:  # cell, unit, truth, model, predicted, probability
-    "Predictions of every model for the cells of `test`, trained on those of `train` only."
+) -> pd.DataFrame:  # cell, unit, truth, model, predicted, probability; with `use_rep` transductive
+    """Predictions of every model for the cells of `test`, trained on those of `train` only.
+
+    With `use_rep` logistic regression also reads this embedding, as `logistic_on_X_pca`, and
+    principal components of the training cells, as `fold_pca`.
+    """
     every = cell_models(previous=before is not None)
     chosen = every if models is None else [check_choice(m, every, "model") for m in models]
     how = replace((settings or {}).get("how") or CELLTYPE_TRAINING, device=device)
@@ -168,7 +196,10 @@ def judge_celltypes(
                 networks[reads] = _network_proba(split, settings, before if reads else None)
             proba = networks[reads][model.prior]
         tables.append(_prediction_rows(name, split, proba))
-    return pd.concat(tables, ignore_index=True)
+    if use_rep is None:
+        return pd.concat(tables, ignore_index=True)
+    tables += [_prediction_rows(n, split, p) for n, p in _given_embedding(split, use_rep)]
+    return with_flags(pd.concat(tables, ignore_index=True), use_rep)
 
 
 def _prediction_rows(name, split, proba):
@@ -199,7 +230,7 @@ def _network_proba(split, settings, before):
 # %% ../../nbs/tasks/608_celltype.ipynb #0fa0c35d
 def celltype_scores(
     predictions: pd.DataFrame,  # from `judge_celltypes` or `evaluate_celltypes`
-) -> pd.DataFrame:  # model, class, unit, metric, value, chance, cells
+) -> pd.DataFrame:  # model, class, unit, metric, value, chance, cells, or also transductive
     """The evaluation table of predictions.
 
     Accuracy, balanced accuracy, macro F1, recall of each class, accuracy of each unit.
@@ -209,7 +240,10 @@ def celltype_scores(
     for model, t in predictions.groupby("model", sort=False):
         own = t.reset_index(drop=True)
         units = own["unit"].to_numpy()
-        tables.append(cell_scores(model, own["truth"], own["predicted"], classes, units))
+        found = cell_scores(model, own["truth"], own["predicted"], classes, units)
+        if "transductive" in t:
+            found["transductive"] = bool(t["transductive"].any())
+        tables.append(found)
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/tasks/608_celltype.ipynb #abb7690b
@@ -235,7 +269,7 @@ def evaluate_celltypes(
     n_folds: int = 5,  # folds of donors or blocks
     before: Previous | None = None,  # of all cells
     seed: int = 0,  # every random number follows from it
-    **how: Any,  # of `judge_celltypes`: models, settings, device
+    **how: Any,  # of `judge_celltypes`: models, use_rep, settings, device
 ) -> pd.DataFrame:  # cell, unit, truth, model, predicted, probability
     "Predictions for every cell from models trained without its donor or block."
     tables = [

@@ -50,8 +50,10 @@ from longaml.models.contract import (
     n_parameters,
     specs,
 )
+from ..models.embedded_bags import depth_note, inputs_of
 from ..models.own_models import resolve, resolve_all
 from ..models.training import Fitted, Training, fit
+from ..pp.embed import transductive_note, with_flags
 from ..pp.preprocessing import log_per_10k, patient_folds, timepoint_pairs
 from ..tl.ranking import GeneChanges, Ranked, RankingOptions, rank_scorer
 
@@ -166,16 +168,17 @@ def predict_timepoint(
     timepoints: Iterable,  # the timepoints to be classified, earliest first
     *,
     models: Iterable | str | None = None,  # see chosen_specs; None: the defaults
+    use_rep: str | None = None,  # key of obsm: each model is fitted to this embedding too
     fitting: Fitting = DEFAULT_FITTING,  # genes, folds, seed, device
 ) -> TimepointPredictions:
     "Probabilities of every bag's timepoint, from models that never saw the patient."
     timepoints = tuple(timepoints)
     proba = {}
     fits = {}
-    for spec in chosen_specs(models):
+    for spec, rows, how in inputs_of(chosen_specs(models), bagged, use_rep, fitting):
         if spec.kind == "ranking":
             continue
-        found = held_out(spec, bagged, timepoints, fitting)
+        found = held_out(spec, rows, timepoints, how)
         proba[spec.name] = found.proba
         if spec.network:
             fits[spec.name] = found.fits
@@ -292,6 +295,7 @@ class TimepointResult:
     sets: Any  # Sequences
     bagged: Any = field(repr=False, default=None)  # AnnData that they came from
     fitting: Fitting = DEFAULT_FITTING  # how the models were fitted
+    use_rep: str | None = None  # key of obsm: an embedding that models were fitted to as well
 
     def to_frame(self) -> pd.DataFrame:
         "The evaluation table."
@@ -302,20 +306,29 @@ class TimepointResult:
         rows = self.evaluation[self.evaluation["metric"] == metric]
         table = rows.groupby("model", sort=False)["value"].agg(["mean", "sem", "count"])
         chance = rows["chance"].iloc[0]
-        return table.rename(columns={"count": "patients"}).assign(chance=chance).reset_index()
+        table = table.rename(columns={"count": "patients"}).assign(chance=chance)
+        if "transductive" in rows:
+            table["transductive"] = rows.groupby("model", sort=False)["transductive"].first()
+        return table.reset_index()
 
     def best(self, model: str | None = None) -> WholeFit:
-        "A model trained on every patient; None: the one of the highest mean balanced accuracy."
+        """A model trained on every patient; None: the one of the highest mean balanced accuracy.
+
+        Models on an embedding, which may have seen the held-out patients, are taken by name only.
+        """
         if model is None:
             table = self.summary()
+            if "transductive" in table:
+                table = table[~table["transductive"]]
             model = table.loc[table["mean"].idxmax(), "model"]
-        spec = {s.name: s for s in self.models}.get(model)
-        if spec is None:
+        asked = inputs_of(self.models, self.bagged, self.use_rep, self.fitting)
+        known = {spec.name: (spec, rows, how) for spec, rows, how in asked}
+        if model not in known:
             raise ValueError(
-                f"{model!r} is not among the models of this result: "
-                f"{', '.join(s.name for s in self.models)}"
+                f"{model!r} is not among the models of this result: {', '.join(known)}"
             )
-        return WholeFit(model, fit_whole(spec, self.bagged, self.sets.timepoints, self.fitting))
+        spec, rows, how = known[str(model)]
+        return WholeFit(spec.name, fit_whole(spec, rows, self.sets.timepoints, how))
 
 
 def evaluate(
@@ -323,27 +336,41 @@ def evaluate(
     models: Iterable | str | None = None,  # what `resolve` accepts; None: the defaults
     timepoints: Iterable | None = None,  # earliest first; None: the first and the last
     *,
+    use_rep: str | None = None,  # key of obsm of the bags: an embedding that is compared with genes
     n_genes: int = 2000,  # variable genes per fit
     n_folds: int | None = None,  # see patient_folds
     seed: int = 0,  # of the folds and fits
     device: str = "auto",  # of networks
 ) -> TimepointResult:
-    "Classify the timepoints of held-out patients by every model, next to the baselines."
+    """Classify the timepoints of held-out patients by every model, next to the baselines.
+
+    With `use_rep` (of bags from `la.pp.embed.bags_with`) each model that reads genes is fitted to
+    this embedding too, as `logistic_on_X_pca`, and `fold_pca` reads principal components of the
+    training patients; rows of models on the embedding are `transductive`.
+    """
     if timepoints is None:
         timepoints = contrasts(timepoints_of(bagged))[0][::-1]
     chosen = chosen_specs(models)
     fitting = Fitting(n_genes, n_folds, seed, device)
-    found = predict_timepoint(bagged, timepoints, models=chosen, fitting=fitting)
+    given: dict[str, Any] = {"models": chosen, "use_rep": use_rep, "fitting": fitting}
+    found = predict_timepoint(bagged, timepoints, **given)
     if only := [s.name for s in chosen if s.kind == "ranking" and models is not None]:
         log.info("%s: ranks genes and predicts nothing, so it is not evaluated", ", ".join(only))
+    evaluation = evaluation_table(found.sets, found.proba)
+    predictions = prediction_table(found.sets, found.proba)
+    if use_rep is not None:
+        log.warning("%s; %s", transductive_note(use_rep), depth_note(use_rep))
+        evaluation = with_flags(evaluation, use_rep)
+        predictions = with_flags(predictions, use_rep)
     return TimepointResult(
-        evaluation_table(found.sets, found.proba),
-        prediction_table(found.sets, found.proba),
+        evaluation,
+        predictions,
         found.fits,
         [s for s in chosen if s.kind != "ranking"],
         found.sets,
         bagged,
         fitting,
+        use_rep,
     )
 
 

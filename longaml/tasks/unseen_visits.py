@@ -31,6 +31,7 @@ from longaml.core import (
 )
 from ..models.conformal import FOLDS, check_level, cross_predictions, patients_needed
 from ..models.contract import specs
+from ..models.embedded_visits import embedded_visits, ridge_on
 from ..models.forecasters import forecaster
 from ..models.own_models import resolve_all
 from longaml.models.unseen_rows import (
@@ -43,6 +44,7 @@ from longaml.models.unseen_rows import (
     smoothed_shares,
     times_up_to,
 )
+from ..pp.embed import transductive_note, with_flags
 from ..pp.preprocessing import is_bulk, patient_folds, pseudobulk
 from ..tl.sample_counts import counts_of_cohort
 
@@ -264,8 +266,10 @@ class UnseenVisits:
         self,
         part: str = "expression",  # of `PARTS`
     ) -> str:
-        "The model with the smallest held-out error."
+        "The model with the smallest held-out error, of those that read no given embedding."
         rows = self.evaluation[self.evaluation["part"] == part]
+        if "transductive" in rows:
+            rows = rows[~rows["transductive"]]
         rows = rows[rows[CELL_TYPE] == ALL]
         return str(rows.loc[rows["error"].idxmin(), "model"])
 
@@ -374,6 +378,24 @@ def _checked(part: str, table: pd.DataFrame, v: Visits) -> tuple[pd.DataFrame, l
     return table.iloc[:0], [f"{why}at least {LEAST} are needed; name others with cell_types"]
 
 
+def _fits(
+    cohort: Any,  # AnnData in longaml's contract
+    rows: dict[str, Visits],  # part -> patients
+    entries: list[Any],  # ModelSpecs
+    use_rep: str | None,  # key of obsm: an embedding; None: none is read
+) -> dict[tuple[str, str], tuple[Any, Visits]]:  # (part, model) -> entry, rows it reads
+    "What is fitted to what; networks forecast expression only."
+    found = {}
+    for part, v in rows.items():
+        for entry in entries:
+            if part == "expression" or entry.network is None:
+                found[part, entry.name] = (entry, v)
+        if use_rep is not None:
+            on = ridge_on(use_rep)
+            found[part, on.name] = (on, embedded_visits(v, cohort, use_rep))
+    return found
+
+
 def predict(
     cohort: Any,  # AnnData in longaml's contract
     patients: str | Iterable[str] | None = None,  # None: all that lack the visit and have an
@@ -381,6 +403,7 @@ def predict(
     to: str | None = None,  # the timepoint to be predicted, such as "REL"; None: the last
     *,
     models: Iterable | None = None,  # besides the baselines; None: ridge
+    use_rep: str | None = None,  # key of obsm: ridge_on_... reads this embedding of cells
     level: float = 0.9,  # how often an interval is to cover
     cell_types: Sequence[str] | None = None,  # of expression; None: malignant ones, or all
     n_genes: int = 500,  # the most variable ones at the earlier visits
@@ -391,6 +414,8 @@ def predict(
     """Forecast expression and composition at a visit that was not observed, with intervals.
 
     Intervals are CV+ (Barber et al., 2021) over patients. Networks forecast expression only.
+    With `use_rep`, ridge regression on the mean embedding of the earlier visits' cells is a further
+    model, such as `ridge_on_X_pca`, which the evaluation flags as transductive.
     """
     check_level(level)
     times = times_up_to(timepoints_of(cohort), to)
@@ -402,12 +427,10 @@ def predict(
     mixture, notes = _composition_of(cohort, times[-1])
     if mixture is not None:
         rows["composition"] = mixture
-    works = {}
-    for part, v in rows.items():
-        for entry in entries:
-            if part == "expression" or entry.network is None:
-                given = partial(forecasts_of, entry, v, level, seed=seed, device=device)
-                works[part, entry.name] = given
+    works = {
+        key: partial(forecasts_of, entry, read, level, seed=seed, device=device)
+        for key, (entry, read) in _fits(cohort, rows, entries, use_rep).items()
+    }
     named = {f"{part}/{slug(model)}": work for (part, model), work in works.items()}
     found = dict(zip(works, steps.many(named, f"forecast {times[-1]}")))
     makers = {"expression": expression_table, "composition": composition_table}
@@ -419,6 +442,9 @@ def predict(
         if table in rows
     ]
     evaluation = pd.concat(evaluation, ignore_index=True)
+    if use_rep is not None:
+        evaluation = with_flags(evaluation, use_rep)
+        notes.append(transductive_note(use_rep))
     for part, v in rows.items():
         tables[part], said = _checked(part, tables[part], v)
         notes += said
