@@ -54,6 +54,7 @@ SLOW = {
     "tl/323_beta_binomial.ipynb",
     "tl/calibration.ipynb",
     "benchmarks/a_transformer_and_its_baselines.ipynb",
+    "benchmarks/forecasts_over_many_cohorts.ipynb",
     "tutorials/04_outcome.ipynb",
     "tutorials/05_forecasting_the_next_visit.ipynb",
     "tutorials/06_which_model_should_i_believe.ipynb",
