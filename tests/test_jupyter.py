@@ -113,7 +113,7 @@ def test_lab_starts_a_kernel_beside_a_notebook(server):
     assert session["kernel"]["id"] in {k["id"] for k in json.loads(server("/api/kernels"))}
 
 
-def test_first_notebook_runs_in_a_kernel(home, monkeypatch):
+def test_first_notebook_runs_in_a_kernel(home, monkeypatch, shared_data):
     top = copy_tree(home / "longaml")
     monkeypatch.setenv("PYTHONPATH", str(top))
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
@@ -188,7 +188,7 @@ def idle(server, path):
     )
 
 
-def test_first_tutorial_runs_from_the_menu(server, browser):
+def test_first_tutorial_runs_from_the_menu(server, browser, shared_data):
     path = f"nbs/{FIRST}"
     expected = figures(stored(server, path))
     tab = browser.new_page(viewport={"width": 1400, "height": 1000})

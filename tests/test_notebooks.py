@@ -53,17 +53,26 @@ SLOW = {
     "tl/317_enrichment.ipynb",
     "tl/323_beta_binomial.ipynb",
     "tl/calibration.ipynb",
-    "tutorials/02_a_transformer_beside_baselines.ipynb",
-    "tutorials/03_what_the_published_rankings_measure.ipynb",
-    "tutorials/04_what_comes_next.ipynb",
-    "tutorials/05_predicting_perturbations.ipynb",
+    "benchmarks/a_transformer_and_its_baselines.ipynb",
+    "benchmarks/forecasts_over_many_cohorts.ipynb",
+    "tutorials/04_outcome.ipynb",
+    "tutorials/05_forecasting_the_next_visit.ipynb",
     "tutorials/06_which_model_should_i_believe.ipynb",
-    "tutorials/07_cell_types_and_the_timepoint_before.ipynb",
-    "tutorials/10_who_relapses.ipynb",
+    "tutorials/07_cell_types_with_the_previous_timepoint.ipynb",
+    "tutorials/08_perturbations.ipynb",
+    "tutorials/09_gene_modules_from_weights.ipynb",
+    "tutorials/10_what_the_published_rankings_measure.ipynb",
 }
 
 
-NEEDS_DATA = {"tutorials/10_who_relapses.ipynb"}
+NEEDS_DATA = {
+    "tutorials/01_what_changed.ipynb",
+    "tutorials/02_covariates_responders_repeated_samples.ipynb",
+    "tutorials/03_composition_and_pathways.ipynb",
+    "tutorials/04_outcome.ipynb",
+    "tutorials/09_gene_modules_from_weights.ipynb",
+    "tutorials/12_on_a_cluster.ipynb",
+}
 
 
 @pytest.mark.parametrize(

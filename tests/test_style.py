@@ -301,7 +301,7 @@ def test_missing_documentation_is_seen():
 
 
 def test_notebooks_live_in_their_folder():
-    known = {*FOLDERS, "tutorials", "images"}
+    known = {*FOLDERS, "tutorials", "benchmarks", "images"}
     assert {p.name for p in NBS.iterdir() if p.is_dir() and p.name[0] not in "._"} <= known
 
 
