@@ -433,5 +433,6 @@ def run_comparison(
     "Read a cohort and leave the comparison of all models, differences and figures in a folder."
     asked = None if models is None else _words(models)
     places: dict[str, Any] = {"cohort": Path(path), "out": Path(out), "read": read or {}}
-    config = CompareConfig(**places, models=asked, tasks=_words(tasks), **options)
+    how = {"report": False, **options}
+    config = CompareConfig(**places, models=asked, tasks=_words(tasks), **how)
     return Compare(config).run()

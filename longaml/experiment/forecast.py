@@ -237,4 +237,5 @@ def run_forecast(
 ) -> dict:  # the tables by name, and "summary"
     "Forecast a visit that was not observed and leave tables and figures in a folder."
     places: dict[str, Any] = {"cohort": Path(path), "out": Path(out)}
-    return Forecast(ForecastConfig(**places, read=dict(read or {}), **options)).run()
+    config = ForecastConfig(**places, read=dict(read or {}), **{"report": False, **options})
+    return Forecast(config).run()

@@ -246,6 +246,14 @@ class OutcomeExperiment(Experiment):
         if found.effects["ratio"].notna().any():
             yield "effects", pl.outcomes.plot_effects(found.effects, timed=timed)
 
+    def about(self, data: dict[str, Any]) -> str:
+        "The patients in one line."
+        who = data["patients"]
+        seen = int(who.outcome.event.sum())
+        with_it = "the event" if who.outcome.timed else repr(who.outcome.names[1])
+        read = listing(f"{name} ({len(b.names)} features)" for name, b in who.blocks.items())
+        return f"{len(who)} patients, {seen} with {with_it}; what is read: {read}"
+
     def summary(self, data: dict[str, Any], found: Any) -> list[str]:
         "What was found, in sentences."
         return outcome_lines(found, data["patients"])
@@ -260,4 +268,5 @@ def run_outcome(
 ) -> dict:  # the tables by name, and "summary"
     "Predict the outcome of held-out patients and leave tables and figures in a folder."
     places: dict[str, Any] = {"cohort": Path(path), "out": Path(out)}
-    return OutcomeExperiment(OutcomeConfig(**places, read=dict(read or {}), **options)).run()
+    config = OutcomeConfig(**places, read=dict(read or {}), **{"report": False, **options})
+    return OutcomeExperiment(config).run()
