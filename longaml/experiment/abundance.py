@@ -393,7 +393,7 @@ def run_abundance(
     *,
     read: dict | None = None,  # keyword arguments of read_cohort; of a table: patient_key, ...
     **options: Any,  # fields of AbundanceConfig: cell_type_columns, design, contrast, method="clr",
-    # reference, min_patients=3, permutations=100, seed=0, resume=False
+    # reference, min_patients=3, permutations=100, seed=0, resume=False, report=False
 ) -> dict:  # "abundance", "coverage", "audit", "composition" and "summary"
     "Test changes of composition and leave tables, checks and figures in a folder."
     places: dict[str, Any] = {"cohort": Path(path), "out": Path(out)}

@@ -482,7 +482,7 @@ def run_de(
     permutations: int = 20,  # exchanges of visits that check the error rate; 0: none
     seed: int = 0,  # of downsampling, half-cohorts and permutations
     resume: bool = False,  # go on with the run in `out`
-    **options: Any,  # moderation, random, min_count: see la.tl.de; gene_sets: a GMT file
+    **options: Any,  # moderation, random, min_count: see la.tl.de; gene_sets: a GMT file; report
 ) -> dict:  # "de", "coverage", "audit" and "summary"
     "Read a cohort and leave differential expression, checks and figures in a folder."
     how: dict[str, Any] = {

@@ -264,7 +264,7 @@ def run_outcome(
     out: str | Path,  # folder for the results
     *,
     read: dict | None = None,  # keyword arguments of read_cohort; of a table: patient_key
-    **options: Any,  # fields of OutcomeConfig: time, event, endpoint, covariates, models, ...
+    **options: Any,  # fields of OutcomeConfig: time, event, endpoint, covariates, models, report
 ) -> dict:  # the tables by name, and "summary"
     "Predict the outcome of held-out patients and leave tables and figures in a folder."
     places: dict[str, Any] = {"cohort": Path(path), "out": Path(out)}
