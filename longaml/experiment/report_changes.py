@@ -122,10 +122,15 @@ def called_words(
     (first, ways), (second, more) = counts
     where = " in any cell type" if several else ""
     paired = "" if whole["n_same_direction"].isna().all() else " with both visits"
+    patients = f"{whole['n_patients'].iloc[0]:.0f} patients{paired}"
+    if second == "0":
+        return (
+            f"None of {len(whole):,} genes is found to change{where} at a false discovery rate of "
+            f"{2 * Q:.0%}; {patients}."
+        )
     return (
         f"{first} of {len(whole):,} genes change{where} at a false discovery rate of "
-        f"{Q:.0%}{ways}, {second} at {2 * Q:.0%}{more}; "
-        f"{whole['n_patients'].iloc[0]:.0f} patients{paired}."
+        f"{Q:.0%}{ways}, {second} at {2 * Q:.0%}{more}; {patients}."
     )
 
 
