@@ -395,6 +395,7 @@ def test_tables(model):
         "figures",
         "model.pt",
         "predictions.csv",
+        "report.html",
         "run.json",
         "steps",
         "steps.json",

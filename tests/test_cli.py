@@ -465,5 +465,6 @@ def test_a_command_is_one_experiment(tmp_path):
     asked = ["-m", "longaml", "count", "labels.txt", "--out", "out", "--least", 2]
     for more in ([], ["--resume"]):
         done = python(*asked, *more, cwd=tmp_path)
-        assert (done.returncode, done.stdout) == (0, "B: 2\nT: 3\n"), done.stderr
+        said = "B: 2\nT: 3\nreport: out/report.html\n"
+        assert (done.returncode, done.stdout) == (0, said), done.stderr
     assert "not empty" in python(*asked, cwd=tmp_path).stderr

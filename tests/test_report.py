@@ -698,10 +698,8 @@ def p_all():
 @pytest.mark.parametrize(
     "record, says",
     [
-        ({"command": "perturb", "status": "complete"}, "longaml perturb, which has no report yet"),
-        ({"command": "modules", "status": "complete"}, "longaml modules, which"),
-        ({"command": "audit", "status": "complete"}, "longaml audit"),
-        ({"command": "published", "status": "complete"}, "longaml published"),
+        ({"command": "perturb", "status": "complete"}, "damaged: it has no inputs, params"),
+        ({"command": "perturb", "status": "running"}, "not finished"),
         ({"command": "run", "status": "running"}, "not finished"),
         ({}, "another program"),
         ([], "another program"),

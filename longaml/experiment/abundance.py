@@ -372,10 +372,20 @@ class Abundance(Experiment):
             ),
         ]
 
+    def about(self, data: dict[str, Any]) -> str:
+        "The samples in one line."
+        found = data["counts"]
+        cells = int(found.counts.to_numpy().sum())
+        return (
+            f"{found.samples[PATIENT].nunique()} patients, {len(found.samples)} samples at "
+            f"{listing(found.timepoints)}, {cells:,} cells of {found.counts.shape[1]} cell types"
+        )
+
     def report(self) -> list[str]:
-        "Where the results are."
+        "Where the results are, and their report."
         out = self.config.out
-        return [f"results: {out} (abundance.csv: every cell type; audit.csv: every check)"]
+        results = f"results: {out} (abundance.csv: every cell type; audit.csv: every check)"
+        return [results, *super().report()]
 
 # %% ../../nbs/experiment/722_abundance.ipynb #abunda12
 def run_abundance(
@@ -384,8 +394,9 @@ def run_abundance(
     *,
     read: dict | None = None,  # keyword arguments of read_cohort; of a table: patient_key, ...
     **options: Any,  # fields of AbundanceConfig: cell_type_columns, design, contrast, method="clr",
-    # reference, min_patients=3, permutations=100, seed=0, resume=False
+    # reference, min_patients=3, permutations=100, seed=0, resume=False, report=False
 ) -> dict:  # "abundance", "coverage", "audit", "composition" and "summary"
     "Test changes of composition and leave tables, checks and figures in a folder."
     places: dict[str, Any] = {"cohort": Path(path), "out": Path(out)}
-    return Abundance(AbundanceConfig(**places, read=dict(read or {}), **options)).run()
+    config = AbundanceConfig(**places, read=dict(read or {}), **{"report": False, **options})
+    return Abundance(config).run()

@@ -92,4 +92,4 @@ def audit_csv(
 ) -> dict:  # "audit" table and "summary"
     "Check a ranking made anywhere against the cohort it was made from."
     places: dict[str, Any] = {"ranking": Path(path), "cohort": Path(cohort), "out": Path(out)}
-    return Audit(AuditConfig(**places, read=read or {}, seed=seed)).run()
+    return Audit(AuditConfig(**places, read=read or {}, seed=seed, report=False)).run()

@@ -292,8 +292,8 @@ class TrainCelltype(Experiment):
         ]
 
     def report(self) -> list[str]:
-        "Where the model is."
-        return [f"the model is in {self.config.out}"]
+        "Where the model is, and the report."
+        return [f"the model is in {self.config.out}", *super().report()]
 
 
 def run_celltype(
@@ -311,7 +311,8 @@ def run_celltype(
     The folder has the model, and the tables that compare it with simple methods.
     """
     places: dict[str, Any] = {"cells": Path(path), "out": Path(out), "label_key": label_key}
-    return TrainCelltype(TrainConfig(**places, read=dict(read or {}), **options)).run()
+    config = TrainConfig(**places, read=dict(read or {}), **{"report": False, **options})
+    return TrainCelltype(config).run()
 
 # %% ../../nbs/experiment/713_celltype.ipynb #c9572494
 def celltype_lines(

@@ -457,8 +457,9 @@ class DE(Experiment):
         return tl.summaries.de_summary(*tables, about=about, sets=sets, notes=reader_notes(cohort))
 
     def report(self) -> list[str]:
-        "Where the results are."
-        return [f"results: {self.config.out} (de.csv: every gene; audit.csv: every check)"]
+        "Where the results are, and their report."
+        results = f"results: {self.config.out} (de.csv: every gene; audit.csv: every check)"
+        return [results, *super().report()]
 
 
 def _tested_pairs(wanted: Sequence[tuple[str, ...]], table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -481,7 +482,7 @@ def run_de(
     permutations: int = 20,  # exchanges of visits that check the error rate; 0: none
     seed: int = 0,  # of downsampling, half-cohorts and permutations
     resume: bool = False,  # go on with the run in `out`
-    **options: Any,  # moderation, random, min_count: see la.tl.de; gene_sets: a GMT file
+    **options: Any,  # moderation, random, min_count: see la.tl.de; gene_sets: a GMT file; report
 ) -> dict:  # "de", "coverage", "audit" and "summary"
     "Read a cohort and leave differential expression, checks and figures in a folder."
     how: dict[str, Any] = {
@@ -493,6 +494,7 @@ def run_de(
         "permutations": permutations,
         "seed": seed,
         "resume": resume,
+        "report": False,
         **options,
     }
     return DE(DEConfig(cohort=Path(path), out=Path(out), read=read or {}, **how)).run()

@@ -468,10 +468,11 @@ def run_comparison(
     read: dict | None = None,  # keyword arguments of read_cohort
     models: str | Iterable | None = None,  # see evaluate; None: every model that fits
     tasks: str | Iterable[str] = ("timepoint", "forecast"),  # as a list or with commas
-    **options: Any,  # fields of CompareConfig: n_genes=2000, seed=0, device="auto", store=None
+    **options: Any,  # fields of CompareConfig: n_genes=2000, seed=0, device="auto", store, report
 ) -> dict:  # "comparison" and "differences" tables, "summary"
     "Read a cohort and leave the comparison of all models, differences and figures in a folder."
     asked = None if models is None else _words(models)
     places: dict[str, Any] = {"cohort": Path(path), "out": Path(out), "read": read or {}}
-    config = CompareConfig(**places, models=asked, tasks=_words(tasks), **options)
+    how = {"report": False, **options}
+    config = CompareConfig(**places, models=asked, tasks=_words(tasks), **how)
     return Compare(config).run()

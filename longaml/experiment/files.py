@@ -139,11 +139,11 @@ class Convert(Command):
 class ReportConfig(Config):
     "Options of `longaml report`."
 
-    folder: Annotated[Path, Option("Folder that longaml run wrote to.", "DIR", argument=True)]
+    folder: Annotated[Path, Option("Folder that a command wrote to.", "DIR", argument=True)]
 
 
 class Report(Command):
-    """Leave report.ipynb and report.html in the folder of a finished run
+    """Leave report.html in the folder of a finished command, and of longaml run report.ipynb
     (la.experiment.write_report)."""
 
     name = "report"
@@ -152,8 +152,8 @@ class Report(Command):
     Config = ReportConfig
 
     def run(self) -> dict[str, Any]:  # "files" and "summary"
-        "Write the notebook and the page."
+        "Write the page, and of longaml run the notebook."
         from longaml.experiment.report import write_report
 
-        notebook, page = write_report(self.config.folder)
-        return {"files": [notebook, page], "summary": f"wrote {page} and {notebook}"}
+        files = [path for path in write_report(self.config.folder) if path is not None]
+        return {"files": files, "summary": f"wrote {' and '.join(map(str, files[::-1]))}"}

@@ -240,8 +240,9 @@ def run_forecast(
     out: str | Path,  # folder for the results
     *,
     read: dict | None = None,  # keyword arguments of read_cohort
-    **options: Any,  # fields of ForecastConfig: to, patients, models, level=0.9, n_genes=500, ...
+    **options: Any,  # fields of ForecastConfig: to, patients, models, level=0.9, n_genes, report
 ) -> dict:  # the tables by name, and "summary"
     "Forecast a visit that was not observed and leave tables and figures in a folder."
     places: dict[str, Any] = {"cohort": Path(path), "out": Path(out)}
-    return Forecast(ForecastConfig(**places, read=dict(read or {}), **options)).run()
+    config = ForecastConfig(**places, read=dict(read or {}), **{"report": False, **options})
+    return Forecast(config).run()

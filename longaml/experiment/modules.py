@@ -270,5 +270,6 @@ def run_modules(
     # labelled_cells), n_genes=2000, pair_genes=100, nulls=12, seed=0, device="auto", resume=False
 ) -> dict[str, Any]:  # tables and "summary"
     "Read labelled cells and write evaluation, modules, pairs and figures into a folder."
-    config = ModulesConfig(cells=Path(path), out=Path(out), label_key=label_key, **options)
+    how = {"report": False, **options}
+    config = ModulesConfig(cells=Path(path), out=Path(out), label_key=label_key, **how)
     return Modules(config).run()

@@ -386,5 +386,6 @@ def run_network(
     # nulls=100, seed=0, resume=False
 ) -> dict:  # tables and "summary"
     "Read a cohort and leave its networks, deletions, changes, checks and figures in a folder."
-    config = NetworkConfig(cohort=Path(path), out=Path(out), read=read or {}, **options)
+    how = {"report": False, **options}
+    config = NetworkConfig(cohort=Path(path), out=Path(out), read=read or {}, **how)
     return Network(config).run()

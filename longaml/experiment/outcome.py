@@ -319,6 +319,14 @@ class OutcomeExperiment(Experiment):
             where = cell_embedding(data["cohort"], cells.cells["cell"])
             yield "cells", pl.cells_of_risk.plot_contributions(cells.cells, where)
 
+    def about(self, data: dict[str, Any]) -> str:
+        "The patients in one line."
+        who = data["patients"]
+        seen = int(who.outcome.event.sum())
+        with_it = "the event" if who.outcome.timed else repr(who.outcome.names[1])
+        read = listing(f"{name} ({len(b.names)} features)" for name, b in who.blocks.items())
+        return f"{len(who)} patients, {seen} with {with_it}; what is read: {read}"
+
     def summary(self, data: dict[str, Any], found: "OutcomeFindings") -> list[str]:
         "What was found, in sentences."
         lines = outcome_lines(found.evaluation, data["patients"], found.cells)
@@ -331,8 +339,9 @@ def run_outcome(
     out: str | Path,  # folder for the results
     *,
     read: dict | None = None,  # keyword arguments of read_cohort; of a table: patient_key
-    **options: Any,  # fields of OutcomeConfig: time, event, endpoint, covariates, models, ...
+    **options: Any,  # fields of OutcomeConfig: time, event, endpoint, covariates, models, report
 ) -> dict:  # the tables by name, and "summary"
     "Predict the outcome of held-out patients and leave tables and figures in a folder."
     places: dict[str, Any] = {"cohort": Path(path), "out": Path(out)}
-    return OutcomeExperiment(OutcomeConfig(**places, read=dict(read or {}), **options)).run()
+    config = OutcomeConfig(**places, read=dict(read or {}), **{"report": False, **options})
+    return OutcomeExperiment(config).run()

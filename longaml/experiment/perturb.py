@@ -216,5 +216,6 @@ def run_perturb(
     # min_cells=10, seed=0, device="auto", resume=False
 ) -> dict:  # tables, predictions and "summary"
     "Read a screen and leave evaluation, predictions and figures in a folder."
-    config = PerturbConfig(screen=Path(path), out=Path(out), read=read or {}, **options)
+    how = {"report": False, **options}
+    config = PerturbConfig(screen=Path(path), out=Path(out), read=read or {}, **how)
     return Perturb(config).run()

@@ -358,15 +358,13 @@ def _manifest(out: Path) -> Any:
 def check_run(
     out: str | Path,  # a folder
 ) -> Path:  # `out`
-    "Raise unless the folder holds a finished run of `longaml run`."
+    "Raise unless the folder holds the finished results of a command."
     out = Path(out)
     run = _manifest(out)
-    command = run.get("command") if isinstance(run, dict) else None
-    if command != "run":
-        program = f"longaml {command}" if command else "another program"
+    if not isinstance(run, dict) or not run.get("command"):
         raise InputError(
-            f"{str(out)!r} holds a run of {program}, which has no report yet; its tables and "
-            "figures are in the folder. Reports are made of longaml run.",
+            f"{str(out)!r} holds results of another program; reports are made of folders that "
+            "commands of longaml wrote to.",
             parameter="out",
         )
     if run.get("status") != "complete":
@@ -379,24 +377,28 @@ def check_run(
 
 
 class Report(NamedTuple):
-    "The two files of a report."
+    "The files of a report."
 
-    notebook: Path  # report.ipynb, executed
+    notebook: Path | None  # report.ipynb, executed; of `longaml run` only
     page: Path  # report.html, self-contained
 
 
 def write_report(
-    out: str | Path,  # a finished run directory of `longaml run`
+    out: str | Path,  # a finished folder of a command
     *,
     timeout: int = 300,  # seconds for one cell of the notebook
 ) -> Report:
-    """Leave an executed notebook and a self-contained page in a run directory.
+    """Leave a self-contained page in a finished folder; of `longaml run` also an executed notebook.
 
     The same run gives the same bytes. A failing cell leaves an older report as it is.
     """
     from nbclient.exceptions import CellExecutionError
 
     out = check_run(out)
+    command = _manifest(out)["command"]
+    if command != "run":
+        pages = importlib.import_module("longaml.experiment.command_report")  # a module above
+        return Report(None, pages.write_page(out, command))
     try:
         nb = _executed(_notebook(report_cells(out)), out, timeout)
     except CellExecutionError as e:
@@ -405,12 +407,11 @@ def write_report(
             "and no report was written"
         ) from e
     nbformat.validate(nb)
-    report = Report(out / "report.ipynb", out / "report.html")
-    with atomic_path(report.notebook) as part:
-        part.write_text(nbformat.writes(nb) + "\n", encoding="utf-8")
-    with atomic_path(report.page) as part:
-        part.write_text(page(nb), encoding="utf-8")
-    return report
+    files = {"report.ipynb": nbformat.writes(nb) + "\n", "report.html": page(nb)}
+    for name, text in files.items():
+        with atomic_path(out / name) as part:
+            part.write_text(text, encoding="utf-8")
+    return Report(*(out / name for name in files))
 
 
 def report_or_say(
@@ -426,4 +427,5 @@ def report_or_say(
             f"no report ({type(e).__name__}: {why}); the run's tables are complete, and "
             f"longaml report {out} tries again"
         )
-    return f"report: {report.page} (and {report.notebook.name}, to open in JupyterLab)"
+    notebook = "" if report.notebook is None else report.notebook.name
+    return f"report: {report.page}" + (notebook and f" (and {notebook}, to open in JupyterLab)")

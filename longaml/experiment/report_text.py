@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASELINE_WORDS', 'CHECK_WORDS', 'BOXES', 'FORECAST_WORDS', 'listed', 'template_text', 'templates', 'paragraphs',
            'specs_of', 'cited', 'named', 'compared_models', 'Finding', 'findings', 'Glance', 'at_a_glance', 'Plain',
-           'cohort_words', 'tasks_of', 'inputs_of', 'references', 'methods']
+           'about_cohort', 'cohort_words', 'tasks_of', 'inputs_of', 'references', 'methods']
 
 # %% ../../nbs/experiment/704_report_text.ipynb #fdbda38f
 import html
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jinja2
 import pandas as pd
 
-from ..core import ALL, CELL_TYPE, slug
+from ..core import ALL, CELL_TYPE, PATIENT, SAMPLE, TIMEPOINT, slug, timepoints_of
 from longaml.experiment.report_tables import (
     as_flags,
     baseline_names,
@@ -373,6 +373,21 @@ class Plain(str):
 
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(self)}</p>"
+
+
+def about_cohort(
+    cohort: Any,  # AnnData in longaml's contract; anything else has no line
+) -> str:  # patients, samples, timepoints, cells, genes
+    "A cohort in one line."
+    obs = getattr(cohort, "obs", {})
+    if not {PATIENT, SAMPLE, TIMEPOINT} <= set(obs):
+        return ""
+    samples = obs[SAMPLE].nunique()
+    cells = f"{cohort.n_obs:,} cells, " if cohort.n_obs > samples else ""
+    return (
+        f"{obs[PATIENT].nunique()} patients, {samples} samples at {listed(timepoints_of(cohort))}, "
+        f"{cells}{cohort.n_vars:,} genes"
+    )
 
 
 def cohort_words(

@@ -242,5 +242,6 @@ def run_published(
     # values="counts", seed=0, device="auto", resume=False
 ) -> dict:  # tables and "summary"
     "Run the published protocol on a cohort, write the published files, and check the rankings."
-    config = PublishedConfig(cohort=Path(path), out=Path(out), read=read or {}, **options)
+    how = {"report": False, **options}
+    config = PublishedConfig(cohort=Path(path), out=Path(out), read=read or {}, **how)
     return Published(config).run()
