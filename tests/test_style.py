@@ -11,11 +11,12 @@ import re
 import subprocess
 import sys
 import tokenize
+from collections.abc import Container
 from functools import cache
 from pathlib import Path
 
 import pytest
-from house import NOWHERE, PACKAGE, bound, module_name, private, uses
+from house import NOWHERE, PACKAGE, bound, house, module_name, private, uses
 from tools import NBS, ROOT, Cell, all_cells, cells, notebooks
 
 FOLDERS = ["datasets", "pp", "tl", "pl", "models", "tasks", "experiment", "published"]
@@ -255,22 +256,46 @@ def arguments(node: ast.FunctionDef) -> list[ast.arg]:
 
 
 def public_functions(tree: ast.Module) -> list[tuple[str, ast.FunctionDef]]:
-    "Public functions, and public methods of public classes, with their names."
+    """Public functions, and public methods and constructors of public classes, with their names."""
     found = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             found.append((node.name, node))
         elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
-            found += [(f"{node.name}.{m.name}", m) for m in methods if not m.name.startswith("_")]
+            shown = [m for m in methods if not m.name.startswith("_") or m.name == "__init__"]
+            found += [(f"{node.name}.{m.name}", m) for m in shown]
     return found
 
 
-def undocumented(source: str) -> list[str]:
-    "What `help()` would not say: missing docstrings, hints, and comments on parameters."
+@cache
+def contract_methods() -> frozenset[str]:
+    """Methods whose parameters a contract explains: those that the docstring of `Model` names, and
+    those of `Experiment` that document each parameter. Classes with a public name explain them
+    once more.
+    """
+    from longaml.experiment.driver import Experiment
+    from longaml.models.contract import Model
+
+    of_models = set(re.findall(r"`(\w+)\(", Model.__doc__))
+    assert not (bad := documented_gaps(inspect.getsource(Experiment))), bad
+    return frozenset(of_models | {n for n in vars(Experiment) if not n.startswith("_")})
+
+
+def comments_of(source: str) -> dict[int, str]:
+    "The comments of code by line, without what is said to a tool."
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {t.start[0] for t in tokens if t.type == tokenize.COMMENT}
+    found = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}
+    tools = r"#\s*(noqa|type:|mypy:|ruff:|pragma|fmt:)[^#]*"
+    told = {line: re.sub(tools, "", text).strip("# ") for line, text in found.items()}
+    return {line: text for line, text in told.items() if text}
+
+
+def documented_gaps(source: str, inherited: Container[str] = (), public: Container[str] = ()):
+    "What `help()` would not say: docstrings, hints, and what each parameter means."
+    comments = comments_of(source)
     tree = ast.parse(source)
+    classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
     found = [
         f"{n.name}: a docstring"
         for n in tree.body
@@ -279,20 +304,34 @@ def undocumented(source: str) -> list[str]:
         and not ast.get_docstring(n)
     ]
     for name, node in public_functions(tree):
+        owner, _, method = name.rpartition(".")
+        text = ast.get_docstring(classes[owner] if method == "__init__" else node) or ""
+        if owner and not text:
+            found.append(f"{name}: a docstring")
         for arg in arguments(node):
             if arg.annotation is None:
                 found.append(f"{name}({arg.arg}): a type hint")
             told = "help=" in ast.unparse(arg.annotation) if arg.annotation else False
-            if "." not in name and arg.lineno not in comments and not told:
+            of_result = node.returns is not None and node.returns.lineno == arg.lineno
+            told |= arg.lineno in comments and not of_result
+            told |= bool(owner) and f"`{arg.arg}`" in text
+            if not told and not (method in inherited and owner and owner not in public):
                 found.append(f"{name}({arg.arg}): a comment on its line")
-        if node.returns is None:
+        if node.returns is None and method != "__init__":
             found.append(f"{name}: the type it returns")
     return found
 
 
+def undocumented(path: Path) -> list[str]:
+    "The gaps of a module."
+    its = module_name(path)
+    public = {name for module, name in house().public.values() if module == its}
+    return documented_gaps(path.read_text(), contract_methods(), public)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_public_functions_are_documented(path):
-    assert not (bad := undocumented(path.read_text())), "\n".join(bad)
+    assert not (bad := undocumented(path)), "\n".join(bad)
 
 
 def signatures_that_do_not_evaluate(module) -> list[str]:
@@ -320,14 +359,50 @@ def test_type_hints_evaluate(path):
 
 def test_missing_documentation_is_seen():
     source = (
-        "def f(\n    a: int,  # first\n    b=1,\n) -> int:\n    'Do.'\n"
+        "def f(\n    a: int,  # first\n    b=1,\n    c: int = 2,  # noqa: A001\n) -> int:\n"
+        "    'Do.'\n"
+        "def g(x: int) -> int:  # what it returns\n    'Do.'\n"
         "class C: pass\ndef _h(x): pass\n"
     )
-    assert undocumented(source) == [
+    assert documented_gaps(source) == [
         "C: a docstring",
         "f(b): a type hint",
         "f(b): a comment on its line",
+        "f(c): a comment on its line",
+        "g(x): a comment on its line",
     ]
+
+
+METHODS = """
+class Shown:
+    "Has `width` units."
+    def __init__(self, width: int, depth): ...
+    def fit(self, data: int, *, seed: int = 0) -> "Shown":
+        "Learn; `seed` is not used."
+    def predict(
+        self,
+        data: int,  # type: ignore
+    ):
+        ...
+    def more(self, rows: int) -> int:
+        "The `rows`."
+    def _own(self, x): ...
+"""
+
+
+def test_methods_and_constructors_are_seen():
+    always = [
+        "Shown.__init__(depth): a type hint",
+        "Shown.__init__(depth): a comment on its line",
+        "Shown.predict: a docstring",
+        "Shown.predict: the type it returns",
+    ]
+    contract = [f"Shown.{m}(data): a comment on its line" for m in ("fit", "predict")]
+    methods = ("fit", "predict")
+    assert sorted(documented_gaps(METHODS)) == sorted(always + contract)
+    assert sorted(documented_gaps(METHODS, methods)) == sorted(always)
+    assert sorted(documented_gaps(METHODS, methods, {"Shown"})) == sorted(always + contract)
+    assert {"fit", "predict_proba", "contributions", "forward", "steps"} <= contract_methods()
 
 
 def test_notebooks_live_in_their_folder():

@@ -161,11 +161,11 @@ class Steps(Pieces):
         return self.many({name: work})[0]
 
     def many(self, works: Mapping[str, Callable[[], Any]], what: str | None = None) -> list[Any]:
-        "The stored results of independent pieces; those missing are computed, at once if allowed."
+        "Results of independent `works`, read or computed, at once if allowed; `what` names them."
         return self.keep([self.piece(name, work) for name, work in works.items()], what)
 
     def piece(self, name: str, work: Callable[[], Any]) -> Piece:
-        "A piece of work with its address, so that `keep` can run it with those of other steps."
+        "A piece of `work` with the address of its `name`, so that `keep` can run it with others."
         return replace(self.base, name=name), work
 
 # %% ../../nbs/experiment/702_store.ipynb #043dc1c6

@@ -40,7 +40,7 @@ class CellSets:
         cls,
         points: np.ndarray,  # (cells, components)
         patient: np.ndarray,  # (cells,) position of the patient
-        n_patients: int,
+        n_patients: int,  # of the cohort, those without cells included
     ) -> "CellSets":
         "Cells, patient by patient."
         values = np.zeros((n_patients, ROOM, points.shape[1]), np.float32)
@@ -213,7 +213,7 @@ class AttentionTraining:
     def left_out(
         self,
         n: int,  # patients
-        seed: int,
+        seed: int,  # of the choice
     ) -> np.ndarray:  # (networks, patients) bool
         "Which patients each network does not see."
         part = np.empty(n, dtype=int)

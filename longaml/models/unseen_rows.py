@@ -57,11 +57,11 @@ class Visits:
         return np.asarray(self.mask[:, :-1].any(1))
 
     def having(self, inputs: Sequence[int]) -> np.ndarray:  # (n,) bool
-        "Rows that have the last visit, and others by their places."
+        "Rows that have the last visit, and the visits at the places `inputs`."
         return np.logical_and(self.seen, self.mask[:, list(inputs)].all(1))
 
     def hidden(self, patients: Iterable[str]) -> "Visits":
-        "The same with the last visit of some patients unseen."
+        "The same with the last visit of these `patients` unseen."
         mask, x = self.mask.copy(), self.x.copy()
         rows = np.isin(self.patients, list(patients))
         mask[rows, -1] = False
@@ -69,7 +69,7 @@ class Visits:
         return replace(self, mask=mask, x=x)
 
     def rows(self, which: np.ndarray, inputs: Sequence[int]) -> Forecasts:
-        "Rows as models of changes read them, all with the same visits; unseen changes are NaN."
+        "Rows `which` for models of changes, with the visits `inputs`; unseen changes are NaN."
         x, n = self.x[which], len(self.x[which])
         mask = np.zeros((n, len(self.timepoints)), bool)
         mask[:, list(inputs)] = True

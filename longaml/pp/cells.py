@@ -74,7 +74,7 @@ class Rows:
         return self.x.shape[0]
 
     def to(self, device: str | torch.device) -> "Rows":
-        "The same rows for products on a device."
+        "The same rows for products on a `device`."
         means = None if self.means is None else self.means.to(device)
         return Rows(self.x, self.library, means, device)
 
@@ -148,7 +148,7 @@ class CellData:
         return self.x.shape[0]
 
     def batch(self, rows: np.ndarray) -> dict:
-        "Tensors of some rows: x (`Rows` where sparse), y, weight."
+        "Tensors of some `rows` (positions): x (`Rows` where sparse), y, weight."
         rows = np.asarray(rows)
         y = torch.as_tensor(np.ascontiguousarray(self.y[rows]))
         weight = torch.ones(len(rows))
@@ -169,7 +169,7 @@ class CellData:
         return torch.as_tensor(np.asarray(x, dtype=np.float32))
 
     def take(self, rows: np.ndarray) -> "CellData":
-        "Some of the cells (index or mask)."
+        "Some of the cells; `rows` is an index or a mask."
         rows = np.asarray(rows)
         return replace(
             self,
@@ -181,7 +181,7 @@ class CellData:
         )
 
     def with_genes(self, genes: Sequence[str]) -> "CellData":
-        "These genes only, in this order."
+        "These `genes` only, in this order."
         wanted = list(genes)
         where = pd.Index(self.genes).get_indexer(wanted)
         if (where < 0).any():

@@ -43,7 +43,7 @@ class CellPCA:
         cls,
         values: sp.csr_matrix,  # (cells, genes) log-normalised
         *,
-        n_components: int = 20,
+        n_components: int = 20,  # at most; fewer where there are few cells or genes
         n_genes: int = 2000,  # most variable ones
     ) -> "CellPCA":
         "Components of these cells; each has the sign of its largest loading."

@@ -69,7 +69,7 @@ class ColumnKeys:
     sample: str | None = None  # or "none": a sample is a patient at a timepoint
 
     def of(self, role: str) -> str | None:
-        "The column named for a role, such as `patient`."
+        "The column named for a `role`, such as `patient`."
         return getattr(self, role)
 
     def named(self) -> dict[str, str]:

@@ -145,7 +145,7 @@ class GeneNames:
                 list(self.of(table))
 
     def of(self, table: GeneTable) -> Iterator[str]:
-        "The unique name of every line of a table."
+        "The unique name of every line of a `table`."
         seen: Counter = Counter()
         for i, symbol in enumerate(table.symbols):
             if symbol not in self.repeated:

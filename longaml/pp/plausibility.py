@@ -55,7 +55,7 @@ class Exchange:
         return "very probably" if len(self.checks) > 1 else "possibly"
 
     def other(self, sample: str) -> str:
-        "The sample that this one would be exchanged with."
+        "The sample that `sample` would be exchanged with."
         return self.samples[1] if sample == self.samples[0] else self.samples[0]
 
 

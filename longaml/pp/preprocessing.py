@@ -326,7 +326,7 @@ class Sequences:
         return len(self.x)
 
     def batch(self, rows: Any) -> dict[str, Any]:
-        "`x`, `mask` and `y` of some rows as torch tensors."
+        "`x`, `mask` and `y` of some `rows` (positions) as torch tensors."
         import torch
 
         at = np.asarray(rows)
@@ -334,17 +334,17 @@ class Sequences:
         return {k: torch.as_tensor(np.ascontiguousarray(v[at])) for k, v in arrays.items()}
 
     def take(self, rows: Any) -> "Sequences":
-        "Some rows, by position or as a mask."
+        "Some `rows`, by position or as a mask."
         at = np.asarray(rows)
         by_row = ("x", "mask", "y", "patients", "cell_types", "samples", "technical")
         return replace(self, **{name: getattr(self, name)[at] for name in by_row})
 
     def of_patients(self, patients: Iterable[str]) -> "Sequences":
-        "The rows of some patients."
+        "The rows of these `patients`."
         return self.take(np.isin(self.patients, list(patients)))
 
     def with_genes(self, genes: Iterable[str]) -> "Sequences":
-        "These genes, in this order."
+        "These `genes`, in this order."
         names = list(genes)
         where = pd.Index(self.genes).get_indexer(names)
         if (where < 0).any():
@@ -358,7 +358,7 @@ class Sequences:
         return replace(self, x=self.x[:, :, where], genes=names, level=level)
 
     def relabel(self, assignment: Mapping[str, str]) -> "Sequences":
-        "`y` by another assignment of samples to timepoints; rows with other samples are left out."
+        "`y` by another `assignment` (sample -> timepoint); rows with other samples are left out."
         code = {s: self.timepoints.index(t) for s, t in assignment.items() if t in self.timepoints}
         flat = [code.get(sample, -1) for sample in self.samples.ravel()]
         y = np.array(flat, dtype=np.int64).reshape(self.mask.shape)

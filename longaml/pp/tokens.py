@@ -114,7 +114,7 @@ class Vocabulary:
         return np.uint16 if len(self) <= 2**16 else np.uint32
 
     def name(self, token: int) -> str:
-        "The text of a token."
+        "The text of a `token`."
         special = token < len(SPECIAL)
         return SPECIAL[token] if special else self.genes[token - len(SPECIAL)]
 
@@ -273,7 +273,7 @@ class Previous:
     samples: np.ndarray | None = None  # (bags,) sample of each bag
 
     def take(self, rows: np.ndarray) -> "Previous":
-        "The same bags for some of the cells (index or mask)."
+        "The same bags for some of the cells (`rows`: index or mask)."
         return replace(self, code=self.code[np.asarray(rows)])
 
     def rows(

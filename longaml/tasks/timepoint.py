@@ -298,7 +298,7 @@ class TimepointResult:
         return table.rename(columns={"count": "patients"}).assign(chance=chance).reset_index()
 
     def best(self, model: str | None = None) -> WholeFit:
-        "A model trained on every patient; None: the one of the highest mean balanced accuracy."
+        "The `model` trained on every patient; None: that of the highest mean balanced accuracy."
         if model is None:
             table = self.summary()
             model = table.loc[table["mean"].idxmax(), "model"]
