@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "golden"))
 
 import tables as golden  # noqa: E402
-from cases import CASES, Case  # noqa: E402
+from cases import CASES, UNCOVERED, Case  # noqa: E402
 from running import read_names, renamed, run_case  # noqa: E402
 
+NO_NAMES: dict[str, dict] = {
+    section: {} for section in ("columns", "values", "options", "tables", "words")
+}
 SHOWN = 8  # differences of a table that a failure shows
 
 
@@ -27,21 +31,23 @@ def compare(folder: Path, out: Path, names: dict[str, dict]) -> list[str]:
     own = names.get("cases", {}).get(folder.name, {})  # what was changed on purpose in this case
     both = {key: {**names.get(key, {}), **own.get(key, {})} for key in ("columns", "changed")}
     names = {**names, **both}
-    old, now = golden.load(folder), golden.collect(out)
-    frozen, found = golden.renamed(old, names), []
+    old, found = golden.load(folder), []
+    frozen = golden.renamed(old, names)
+    now = golden.collect(out, {path: t.step for path, t in frozen.items()})
     came = {golden.renamed_path(path, names["tables"]): path for path in old}
     now = {path: t for path, t in now.items() if path not in gone(old, names)}
     found += [f"{name} is gone" for name in sorted(frozen.keys() - now.keys())]
     new = sorted(now.keys() - frozen.keys())
     found += [f"{name} is new" for name in new if "*" not in golden.added(name, names)]
     for name in sorted(frozen.keys() & now.keys()):
-        table = now[name]
+        table = replace(now[name])
         ignored = golden.dropped(came[name], names) | golden.added(name, names)
         ignored -= set(frozen[name].rows)
         table.rows = table.rows.drop(columns=[c for c in ignored if c in table.rows])
         kept = [golden.unchanged(name, t, names) for t in (frozen[name], table)]
-        lines = golden.differences(*kept)
+        lines = golden.differences(*kept, golden.within(name, kept[0], names))
         found += [f"{name}: {line}" for line in lines[:SHOWN]]
+        found += golden.inconsistent(name, now[name].rows)
         if len(lines) > SHOWN:
             found.append(f"{name}: and {len(lines) - SHOWN} more differences")
     return found
@@ -62,13 +68,126 @@ def test_same_tables(
     """Every table of the case is what it was, with names.json for what has another name now."""
     if case.real:
         request.getfixturevalue("shared_data")
-    names, frozen = read_names(), HERE / "golden" / "tables" / case.name
+    names = NO_NAMES if case.now else read_names()
+    frozen = HERE / "golden" / "tables" / case.name
     assert frozen.is_dir(), f"nothing is frozen for {case.name}; run tests/golden/freeze.py"
     run_case(case, tmp_path, inputs, HERE.parent, names["options"])
     files = [golden.renamed_path(f, names["tables"]) for f in case.files]
     missing = [f for f in files if f and not (tmp_path / f).is_file()]
     found = [f"{f} is not there" for f in missing] + compare(frozen, tmp_path, names)
     assert not found, f"{case.name}:\n" + "\n".join(found)
+
+
+def uncovered(cases: list[Case]) -> list[str]:
+    """Commands that no case runs, under the names of today."""
+    from longaml.cli import commands
+
+    options = read_names()["options"]
+    lines = [
+        " ".join(w for t in c.split() for w in renamed(t, {} if case.now else options))
+        for case in cases
+        for c in case.commands
+    ]
+    return [name for name in commands() if not any(f"{x} ".startswith(f"{name} ") for x in lines)]
+
+
+def test_every_command_is_frozen() -> None:
+    """A new command gets a case, or a reason in UNCOVERED why it has none."""
+    assert uncovered(CASES) == sorted(UNCOVERED)
+    assert all(UNCOVERED.values())
+    fewer = [c for c in CASES if c.name not in ("questions", "perturb", "perturb_models")]
+    planted = [c for c in fewer if "perturb" not in c.name]
+    assert uncovered(planted) == ["abundance", "forecast", "outcome", "perturb"]
+
+
+def test_every_frozen_case_has_its_command() -> None:
+    """Tables that no case compares any more are deleted."""
+    stored = {p.name for p in (HERE / "golden" / "tables").iterdir()}
+    assert stored == {c.name for c in CASES}
+
+
+def differing(was: dict[str, list[str]], now: dict[str, list[str]]) -> list[str]:
+    """What differs between two tables given by their columns."""
+    import pandas as pd
+
+    return golden.differences(*(golden.table(pd.DataFrame(t)) for t in (was, now)))
+
+
+@pytest.mark.parametrize(
+    "column, was, now, seen",
+    [
+        ("p_value", "1e-4", "1e-12", True),
+        ("p_value", "1e-4", "1.001e-4", True),
+        ("q_value_overall", "3e-9", "2e-9", True),
+        ("p_value", "1e-4", "1.00001e-4", False),
+        ("p_value", "0.4", "0.4001", False),
+        ("p_value", "0.4", "0.4003", True),
+        ("value", "0.001", "0.0011", True),  # next to a value of 1000 in its column
+        ("value", "0.00123457", "0.001234567", False),
+        ("score", "0.01", "0.0101", True),
+        ("score", "0", "1e-13", False),
+        ("log2_fold_change", "1e-7", "1.01e-7", True),
+    ],
+)
+def test_small_values_are_compared_as_closely(column: str, was: str, now: str, seen: bool) -> None:
+    """A large value in a column does not hide a change of a small one."""
+    large = "1" if column.startswith(("p_", "q_")) else "20" if column == "score" else "1000"
+    found = differing({column: [large, was]}, {column: [large, now]})
+    assert bool(found) == seen, found
+
+
+def test_scores_of_a_model_do_not_hide_those_of_another() -> None:
+    """What single precision may do to a score is measured by the scores of its model."""
+    model = {"model": ["a", "a", "b", "b"], "gene": list("wxyz")}
+    was = {**model, "score": ["10000", "2", "0.5", "0.001"]}
+    assert differing(was, {**was, "score": ["10000", "2.001", "0.5", "0.001"]}) == []
+    assert differing(was, {**was, "score": ["10000", "2", "0.5", "0.0011"]}) != []
+
+
+def test_genes_of_one_score_may_change_ranks() -> None:
+    """Rounding orders them; a gene that passes another with a higher score is seen."""
+    was = {"model": ["a"] * 3, "gene": list("xyz"), "rank": list("123"), "score": ["2", "1", "1"]}
+    assert differing(was, {**was, "rank": list("132")}) == []
+    assert differing(was, {**was, "rank": list("213")}) != []
+
+
+def test_ranks_follow_scores_and_directions_follow_changes() -> None:
+    """Both are checked in the tables of today, whatever was frozen."""
+    import pandas as pd
+
+    good = pd.DataFrame(
+        {"gene": list("xyz"), "score": ["3", "2", "-1"], "rank": list("123")}
+        | {"log2_fold_change": ["1", "-2", "0"], "direction": ["up", "down", ""]}
+    )
+    assert golden.inconsistent("t", good) == []
+    assert "order of scores" in golden.inconsistent("t", good.assign(rank=list("132")))[0]
+    odd = good.assign(direction=["down", "down", ""])
+    assert "directions" in golden.inconsistent("t", odd)[0]
+
+
+def test_what_became_more_exact_is_named_by_row() -> None:
+    """`within` in names.json allows more to the rows that it names, and not to others."""
+    import pandas as pd
+
+    names = {"within": {"t.csv:value": {"column": "check", "rows": {"a": 1e-3}}}}
+    was = golden.table(pd.DataFrame({"check": ["a", "b"], "value": ["0.5", "0.5"]}))
+    now = golden.table(pd.DataFrame({"check": ["a", "b"], "value": ["0.5009", "0.5009"]}))
+    found = golden.differences(was, now, golden.within("run/t.csv", was, names))
+    assert found == ["row 1, value: was '0.5', is '0.5009'"]
+
+
+def test_rows_are_those_that_were_kept_when_frozen(tmp_path: Path) -> None:
+    """A table frozen with another number of rows kept is compared by the same rows."""
+    import pandas as pd
+
+    frame = pd.DataFrame({"x": [str(i / 7) for i in range(golden.MOST + 1)]})
+    golden.store(golden.table(frame, step=5), tmp_path / "frozen" / "t.csv")
+    (tmp_path / "now").mkdir()
+    frame.to_csv(tmp_path / "now" / "t.csv", index=False)
+    assert compare(tmp_path / "frozen", tmp_path / "now", NO_NAMES) == []
+    frame.loc[5, "x"] = "7"
+    frame.to_csv(tmp_path / "now" / "t.csv", index=False)
+    assert "row 5, x: was" in compare(tmp_path / "frozen", tmp_path / "now", NO_NAMES)[0]
 
 
 @pytest.fixture

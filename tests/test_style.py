@@ -11,24 +11,22 @@ import re
 import subprocess
 import sys
 import tokenize
+from collections.abc import Container
 from functools import cache
 from pathlib import Path
 
 import pytest
+from house import NOWHERE, PACKAGE, bound, house, module_name, private, uses
 from tools import NBS, ROOT, Cell, all_cells, cells, notebooks
 
-PACKAGE = ROOT / "longaml"
 FOLDERS = ["datasets", "pp", "tl", "pl", "models", "tasks", "experiment", "published"]
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_modidx.py")
+LATER = {  # lessons that use a later notebook, and why
+    "experiment/703_report_tables.ipynb": "experiment.run: the tables are those of a finished run",
+    "experiment/704_report_text.ipynb": "experiment.run: the text is that of a finished run",
+    "experiment/705_report.ipynb": "experiment.run: the report is that of a finished run",
+}
 LONGEST_MODULE = 500  # lines, as formatted
-
-
-def module_name(path: Path) -> str:
-    """`pp.reading` for longaml/pp/reading.py; `pp` for its package; an empty name for longaml
-    itself.
-    """
-    name = path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".")
-    return name.removesuffix("__init__").rstrip(".")
 
 
 def number(notebook: str) -> int | None:
@@ -37,35 +35,11 @@ def number(notebook: str) -> int | None:
     return int(found[1]) if found and not notebook.startswith("tutorials/") else None
 
 
-def imported(tree: ast.AST) -> set[tuple[str, str]]:
-    "What code imports from longaml, wherever in it: (module, name)."
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {
-                (a.name.partition(".")[2], "")
-                for a in node.names
-                if a.name.split(".")[0] == "longaml"
-            }
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "longaml":
-            found |= {(node.module.partition(".")[2], a.name) for a in node.names}
-    return found
-
-
 @cache
 def made() -> dict[str, str]:
     "Module -> the notebook that makes it."
     flags = [(c.nb, c.flags["default_exp"]) for c in all_cells() if "default_exp" in c.flags]
     return {name.removesuffix("__init__").rstrip("."): nb for nb, name in flags}
-
-
-def used_modules(code: str) -> set[str]:
-    "The modules of longaml that code imports; a name of a package counts as the module it is."
-    found = set()
-    for module, name in imported(ast.parse(code)):
-        inner = f"{module}.{name}".strip(".")
-        found.add(inner if inner in made() else module)
-    return found - {""}
 
 
 def test_numbers_are_unique():
@@ -83,40 +57,97 @@ def test_notebooks_and_modules_mirror_each_other():
             assert Path(nb).stem == f"{number(nb):03d}_{leaf}"
 
 
-def upward(exported: bool) -> list[str]:
-    "Imports of a notebook with a higher number, in exported code or in lessons."
+def code_of(nb: str, exported: bool) -> str:
+    "The exported code of a notebook, or that of its lessons."
+    found = [c for c in cells(nb) if c.kind == "code" and c.exported == exported]
+    return "\n\n".join(c.code for c in found if not c.source.lstrip().startswith("%%"))
+
+
+def used_upward(nb: str, code: str, known: dict[str, str], drawing: bool) -> list[str]:
+    "What code in a notebook uses of modules whose notebook has a higher number."
     found = []
-    for module, nb in made().items():
-        here = number(nb)
-        if here is None or module == "":
+    for module, name in sorted(uses(code, known=known)):
+        there = number(made().get(module, ""))
+        if (module, name) == ("", "__version__"):  # set before anything else is imported
             continue
-        code = [c for c in cells(nb) if c.kind == "code" and c.exported == exported]
-        for used in set().union(*(used_modules(c.code) for c in code if c.code.strip())):
-            there = number(made().get(used, ""))
-            drawing = used.startswith("pl.") and not exported
-            if there is not None and there > here and not drawing:
-                found.append(f"{nb} imports {used}, which is {made()[used]}")
+        if there is not None and there > number(nb) and not (drawing and module.startswith("pl.")):
+            found.append(f"{nb} uses {module}.{name}".rstrip(".") + f", which is {made()[module]}")
     return found
 
 
-def test_exported_code_imports_from_lower_numbers_only():
+def upward(exported: bool) -> list[str]:
+    "Uses of a notebook with a higher number, in exported code or in lessons."
+    found = []
+    for module, nb in made().items():
+        if number(nb) is not None and module:
+            known = {} if exported else bound(code_of(nb, True))
+            found += used_upward(nb, code_of(nb, exported), known, drawing=not exported)
+    return found
+
+
+def test_exported_code_uses_lower_numbers_only():
     assert not (bad := upward(exported=True)), "\n".join(bad)
 
 
-def test_lessons_import_from_lower_numbers_but_may_draw():
-    assert not (bad := upward(exported=False)), "\n".join(bad)
+def test_lessons_use_lower_numbers_but_may_draw():
+    found = upward(exported=False)
+    allowed = {nb: f"{nb} uses {why.partition(':')[0]}." for nb, why in LATER.items()}
+    bad = [line for line in found if not line.startswith(tuple(allowed.values()))]
+    assert not bad, "\n".join(bad)
+    idle = [nb for nb, start in allowed.items() if not any(f.startswith(start) for f in found)]
+    assert not idle, f"no exception is needed any more: {idle}"
 
 
-def test_no_module_imports_private_names_of_another():
+def test_no_module_uses_private_names_of_another():
+    of = {nb: module for module, nb in made().items()}
     bad = [
-        f"{nb}: {module}.{name}"
+        f"{nb}: {name}"
         for nb in notebooks()
-        for c in cells(nb)
-        if c.exported
-        for module, name in imported(ast.parse(c.code))
-        if name.startswith("_") and not name.startswith("__")
+        for name in private(code_of(nb, exported=True), of.get(nb, NOWHERE))
     ]
     assert not bad, "\n".join(bad)
+
+
+@pytest.mark.parametrize(
+    "code, used",
+    [
+        ("from longaml.tasks.timepoint import evaluate", "tasks.timepoint.evaluate"),
+        ("from longaml import tasks\ntasks.timepoint.evaluate()", "tasks.timepoint.evaluate"),
+        ("from longaml import tasks as t\ndef f(): return t.timepoint", "tasks.timepoint"),
+        ("import longaml as la\nclass C:\n    x = la.tl.de", "tl.gene_tests.de"),
+        ("import longaml.tl.networks\nlongaml.pl.volcano", "pl.rankings.plot_volcano"),
+        ("from longaml.pl import volcano", "pl.rankings.plot_volcano"),
+        ("from longaml.models import training\n[training.fit for _ in x]", "models.training.fit"),
+        ("def f():\n    from longaml import read_cohort", "pp.reading.read_cohort"),
+        ("class C:\n    tl = 1\n    def f(self): tl.de()\nfrom ..  import tl", "tl.gene_tests.de"),
+    ],
+)
+def test_a_use_is_seen_however_it_is_spelled(code, used):
+    found = {f"{module}.{name}".rstrip(".") for module, name in uses(code, "experiment.run")}
+    assert used in found, found
+    if not used.startswith("pp."):
+        assert used_upward("pp/200_values.ipynb", code, {}, drawing=False) or ".." in code
+
+
+def test_a_parameter_is_not_the_package_of_its_name():
+    code = "from longaml import models\ndef f(models): return models._count, [tl.de for tl in x]"
+    assert uses(code) == set() and private(code) == []
+
+
+@pytest.mark.parametrize(
+    "code, name",
+    [
+        ("from longaml.core import _hidden", "core._hidden"),
+        ("from longaml import core\ncore._hidden()", "core._hidden"),
+        ("from longaml import pl\ndef f(): return pl.outcomes._hidden", "pl.outcomes._hidden"),
+        ("import longaml as la\nla._new_names()", "_new_names"),
+        ("from longaml.pl import outcomes as o\no._hidden", "pl.outcomes._hidden"),
+        ("from longaml.tl import _x", "tl._x"),
+    ],
+)
+def test_a_private_name_is_seen_however_it_is_reached(code, name):
+    assert private(code) == [name]
+    assert private("from longaml import pl\npl.__name__\nself._own\nnumpy._x") == []
 
 
 def test_at_most_a_hundred_public_names_on_one_page():
@@ -197,16 +228,29 @@ def test_slow_cells_call_what_there_is(tmp_path):
     assert bad == planted, "\n".join(bad)
 
 
+def long_lines(source: str) -> list[int]:
+    "Long lines of an exported module, but for what nbdev writes itself: names and cell marks."
+    names = re.search(r"^__all__ = \[[^\]]*\]$", source, re.M)
+    where = [source[:at].count("\n") for at in names.span()] if names else [0, -1]
+    listed = range(where[0], where[1] + 1)
+    return [
+        i + 1
+        for i, line in enumerate(source.splitlines())
+        if len(line) > 100 and i not in listed and not line.startswith("# %% ../")
+    ]
+
+
 def test_lines_of_the_package_are_short():
-    "But for what nbdev writes itself: the lines above the first cell, with the list of names."
-    bad = []
-    for path in MODULES:
-        head, cells_, body = path.read_text().partition("\n# %% ../")
-        first = head.count("\n") + 1
-        for i, line in enumerate((cells_ + body).splitlines(), first):
-            if len(line) > 100 and not line.startswith("# %% ../"):
-                bad.append(f"{module_name(path)}:{i}")
+    bad = [f"{module_name(p)}:{i}" for p in MODULES for i in long_lines(p.read_text())]
     assert not bad, "\n".join(bad)
+
+
+def test_long_lines_are_seen():
+    source = (
+        f'"""{"x" * 98}"""\n\n__all__ = [{"1" * 95},\n           {"2" * 95}]\n'
+        f"\n# %% ../{'3' * 100}\ny = {'4' * 100}\n"
+    )
+    assert long_lines(source) == [1, 7]
 
 
 def test_modules_are_short():
@@ -225,22 +269,46 @@ def arguments(node: ast.FunctionDef) -> list[ast.arg]:
 
 
 def public_functions(tree: ast.Module) -> list[tuple[str, ast.FunctionDef]]:
-    "Public functions, and public methods of public classes, with their names."
+    """Public functions, and public methods and constructors of public classes, with their names."""
     found = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             found.append((node.name, node))
         elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             methods = [n for n in node.body if isinstance(n, ast.FunctionDef)]
-            found += [(f"{node.name}.{m.name}", m) for m in methods if not m.name.startswith("_")]
+            shown = [m for m in methods if not m.name.startswith("_") or m.name == "__init__"]
+            found += [(f"{node.name}.{m.name}", m) for m in shown]
     return found
 
 
-def undocumented(source: str) -> list[str]:
-    "What `help()` would not say: missing docstrings, hints, and comments on parameters."
+@cache
+def contract_methods() -> frozenset[str]:
+    """Methods whose parameters a contract explains: those that the docstring of `Model` names, and
+    those of `Experiment` that document each parameter. Classes with a public name explain them
+    once more.
+    """
+    from longaml.experiment.driver import Experiment
+    from longaml.models.contract import Model
+
+    of_models = set(re.findall(r"`(\w+)\(", Model.__doc__))
+    assert not (bad := documented_gaps(inspect.getsource(Experiment))), bad
+    return frozenset(of_models | {n for n in vars(Experiment) if not n.startswith("_")})
+
+
+def comments_of(source: str) -> dict[int, str]:
+    "The comments of code by line, without what is said to a tool."
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    comments = {t.start[0] for t in tokens if t.type == tokenize.COMMENT}
+    found = {t.start[0]: t.string for t in tokens if t.type == tokenize.COMMENT}
+    tools = r"#\s*(noqa|type:|mypy:|ruff:|pragma|fmt:)[^#]*"
+    told = {line: re.sub(tools, "", text).strip("# ") for line, text in found.items()}
+    return {line: text for line, text in told.items() if text}
+
+
+def documented_gaps(source: str, inherited: Container[str] = (), public: Container[str] = ()):
+    "What `help()` would not say: docstrings, hints, and what each parameter means."
+    comments = comments_of(source)
     tree = ast.parse(source)
+    classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
     found = [
         f"{n.name}: a docstring"
         for n in tree.body
@@ -249,20 +317,34 @@ def undocumented(source: str) -> list[str]:
         and not ast.get_docstring(n)
     ]
     for name, node in public_functions(tree):
+        owner, _, method = name.rpartition(".")
+        text = ast.get_docstring(classes[owner] if method == "__init__" else node) or ""
+        if owner and not text:
+            found.append(f"{name}: a docstring")
         for arg in arguments(node):
             if arg.annotation is None:
                 found.append(f"{name}({arg.arg}): a type hint")
             told = "help=" in ast.unparse(arg.annotation) if arg.annotation else False
-            if "." not in name and arg.lineno not in comments and not told:
+            of_result = node.returns is not None and node.returns.lineno == arg.lineno
+            told |= arg.lineno in comments and not of_result
+            told |= bool(owner) and f"`{arg.arg}`" in text
+            if not told and not (method in inherited and owner and owner not in public):
                 found.append(f"{name}({arg.arg}): a comment on its line")
-        if node.returns is None:
+        if node.returns is None and method != "__init__":
             found.append(f"{name}: the type it returns")
     return found
 
 
+def undocumented(path: Path) -> list[str]:
+    "The gaps of a module."
+    its = module_name(path)
+    public = {name for module, name in house().public.values() if module == its}
+    return documented_gaps(path.read_text(), contract_methods(), public)
+
+
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_public_functions_are_documented(path):
-    assert not (bad := undocumented(path.read_text())), "\n".join(bad)
+    assert not (bad := undocumented(path)), "\n".join(bad)
 
 
 def signatures_that_do_not_evaluate(module) -> list[str]:
@@ -290,14 +372,50 @@ def test_type_hints_evaluate(path):
 
 def test_missing_documentation_is_seen():
     source = (
-        "def f(\n    a: int,  # first\n    b=1,\n) -> int:\n    'Do.'\n"
+        "def f(\n    a: int,  # first\n    b=1,\n    c: int = 2,  # noqa: A001\n) -> int:\n"
+        "    'Do.'\n"
+        "def g(x: int) -> int:  # what it returns\n    'Do.'\n"
         "class C: pass\ndef _h(x): pass\n"
     )
-    assert undocumented(source) == [
+    assert documented_gaps(source) == [
         "C: a docstring",
         "f(b): a type hint",
         "f(b): a comment on its line",
+        "f(c): a comment on its line",
+        "g(x): a comment on its line",
     ]
+
+
+METHODS = """
+class Shown:
+    "Has `width` units."
+    def __init__(self, width: int, depth): ...
+    def fit(self, data: int, *, seed: int = 0) -> "Shown":
+        "Learn; `seed` is not used."
+    def predict(
+        self,
+        data: int,  # type: ignore
+    ):
+        ...
+    def more(self, rows: int) -> int:
+        "The `rows`."
+    def _own(self, x): ...
+"""
+
+
+def test_methods_and_constructors_are_seen():
+    always = [
+        "Shown.__init__(depth): a type hint",
+        "Shown.__init__(depth): a comment on its line",
+        "Shown.predict: a docstring",
+        "Shown.predict: the type it returns",
+    ]
+    contract = [f"Shown.{m}(data): a comment on its line" for m in ("fit", "predict")]
+    methods = ("fit", "predict")
+    assert sorted(documented_gaps(METHODS)) == sorted(always + contract)
+    assert sorted(documented_gaps(METHODS, methods)) == sorted(always)
+    assert sorted(documented_gaps(METHODS, methods, {"Shown"})) == sorted(always + contract)
+    assert {"fit", "predict_proba", "contributions", "forward", "steps"} <= contract_methods()
 
 
 def test_notebooks_live_in_their_folder():

@@ -207,7 +207,12 @@ class Logistic(Settings):
     def _input(self, sets):
         return np.abs(sets.x) if self.of == "absolute" else getattr(sets, self.of)
 
-    def fit(self, sets: Any, *, seed: int = 0) -> "Logistic":
+    def fit(
+        self,
+        sets: Any,  # `Sequences` of training patients
+        *,
+        seed: int = 0,  # of the folds in which the penalty is tuned
+    ) -> "Logistic":
         "Fit to the observed bags; each patient weighs the same."
         rows = observed_rows(sets, self._input(sets))
         if len(set(rows.y)) < 2:
@@ -238,11 +243,17 @@ class Logistic(Settings):
                 loss[i] -= ((path.weight * path.own)[out] * np.log(p + 1e-12)).sum()
         return self.grid[int(np.argmin(loss))]
 
-    def predict_proba(self, sets: Any) -> np.ndarray:
+    def predict_proba(
+        self,
+        sets: Any,  # `Sequences`, n rows of T bags
+    ) -> np.ndarray:
         "Probabilities (n, T, K)."
         return _probabilities(self._input(sets) @ self.coef.T)
 
-    def contributions(self, sets: Any) -> np.ndarray:
+    def contributions(
+        self,
+        sets: Any,  # `Sequences` of held-out patients, with their labels
+    ) -> np.ndarray:
         "Contribution of each feature to the true class of a row's bags (n, features)."
         own = class_weights(self.coef)[np.maximum(sets.y, 0)]
         return mean_over_bags(sets, self._input(sets) * own)

@@ -66,7 +66,7 @@ class Posterior:
         return np.sqrt(np.maximum(1 - self.share @ self.axes**2, 0) / self.lam)
 
     def variance(self, x: np.ndarray) -> np.ndarray:
-        "Variance of predictions for x (..., features): residual, and of the weights."
+        "Variance of predictions for `x` (..., features): residual, and of the weights."
         unknown = (x**2).sum(-1) - (x @ self.axes.T) ** 2 @ self.share
         return 1 / self.alpha + np.maximum(unknown, 0) / self.lam
 
@@ -172,7 +172,12 @@ class BayesianRidge(Settings):
     ):
         self.signal = signal
 
-    def fit(self, sets: Any, *, seed: int = 0) -> "BayesianRidge":
+    def fit(
+        self,
+        sets: Any,  # `Sequences` of training patients
+        *,
+        seed: int = 0,  # not used: nothing is random
+    ) -> "BayesianRidge":
         "Fit to samples; the seed is not used, since nothing is random."
         samples = _samples(sets)
         if len(set(samples.y)) < 2:
@@ -195,12 +200,18 @@ class BayesianRidge(Settings):
     def _certainty(self, sets):  # (n, T, 1)
         return 1 / (self.scatter + self.posterior.variance(sets.x / self.scale))[..., None]
 
-    def predict_proba(self, sets: Any) -> np.ndarray:
+    def predict_proba(
+        self,
+        sets: Any,  # `Sequences`, n rows of T bags
+    ) -> np.ndarray:
         "Probabilities (n, T, K)."
         logits = (sets.x / self.scale) @ self.posterior.mean @ self.corners.T
         return special.softmax(logits * self._certainty(sets), -1)
 
-    def contributions(self, sets: Any) -> np.ndarray:
+    def contributions(
+        self,
+        sets: Any,  # `Sequences` of held-out patients, with their labels
+    ) -> np.ndarray:
         "Contribution of each gene to the true class of a row's bags (n, genes)."
         own = (self.corners @ self.posterior.mean.T / self.scale)[np.maximum(sets.y, 0)]
         return mean_over_bags(sets, sets.x * own * self._certainty(sets))
@@ -264,7 +275,12 @@ class FactorModel(Settings):
         self.c = c
         self.grid = grid
 
-    def fit(self, sets: Any, *, seed: int = 0) -> "FactorModel":
+    def fit(
+        self,
+        sets: Any,  # `Sequences` of training patients
+        *,
+        seed: int = 0,  # of the folds in which the penalty is tuned
+    ) -> "FactorModel":
         "Factorise, then fit; the seed is that of the tuning."
         rises, scale = _rises(sets)
         k = min(self.k, *rises.shape)
@@ -277,11 +293,17 @@ class FactorModel(Settings):
     def _reduced(self, sets):  # the sequences with activities in place of genes
         return replace(sets, x=sets.x @ self.map, genes=list(range(self.map.shape[1])), level=None)
 
-    def predict_proba(self, sets: Any) -> np.ndarray:
+    def predict_proba(
+        self,
+        sets: Any,  # `Sequences`, n rows of T bags
+    ) -> np.ndarray:
         "Probabilities (n, T, K)."
         return self.logistic.predict_proba(self._reduced(sets))
 
-    def contributions(self, sets: Any) -> np.ndarray:
+    def contributions(
+        self,
+        sets: Any,  # `Sequences` of held-out patients, with their labels
+    ) -> np.ndarray:
         "Contribution of each gene to the true class of a row's bags (n, genes)."
         own = (class_weights(self.logistic.coef) @ self.map.T)[np.maximum(sets.y, 0)]
         return mean_over_bags(sets, sets.x * own)

@@ -31,9 +31,23 @@ MODEL_TASKS = (*COHORT_TASKS, "outcome", "celltype", "perturbation", "modules")
 
 @runtime_checkable
 class Model(Protocol):
-    "What every model has: it learns from data with a seed, and returns itself."
+    """What every model has: it learns from data with a seed, and returns itself.
 
-    def fit(self, data: Any, *, seed: int = 0) -> "Model":
+    The data, whatever the parameter is called, are those of the task: `Sequences` of bags (n rows,
+    visits of a patient in time order, genes) for timepoints, `Forecasts` for forecasts, `Patients`
+    for outcomes. `fit(data, seed=0)` reads training patients only. `predict_proba(data)` gives
+    probabilities (n, visits, timepoints), `predict(data)` changes of genes or a risk, of patients
+    that were held out; `contributions(data)` what each gene adds to the true timepoint, and
+    `cross(data)` what other genes add to a forecast. A network has `forward(x, mask)` and
+    `embed(x, mask)`: expression (batch, visits, genes), and which visits were observed.
+    """
+
+    def fit(
+        self,
+        data: Any,  # of training patients, as the task gives them
+        *,
+        seed: int = 0,  # of everything that is drawn
+    ) -> "Model":
         "Learn from data; the same seed gives the same model."
         ...
 
@@ -140,7 +154,12 @@ class ModelSpec:
         "Whether the model reads expression; baselines do not, and need no choice of genes."
         return self.kind != "baseline"
 
-    def build(self, n_genes: int, n_outputs: int, **settings: Any) -> Any:
+    def build(
+        self,
+        n_genes: int,  # that it reads
+        n_outputs: int,  # timepoints, or genes that it predicts
+        **settings: Any,  # fields of `config` that differ from those of the spec
+    ) -> Any:
         "The network with random weights, for so many genes and outputs."
         if self.network is None:
             raise ValueError(
@@ -159,14 +178,14 @@ class ModelSpec:
         return self.network(self.config(**given | settings))
 
     def maker(self, *, ranking: bool = False) -> Callable:
-        "() -> an unfitted model; for rankings one in which nothing is tuned."
+        "() -> an unfitted model; with `ranking` one for rankings, in which nothing is tuned."
         make = self.ranking if ranking and self.ranking else self.make
         if make is None:
             raise ValueError(f"{self.name} is a {self.kind} and has no maker of its own")
         return make
 
     def made(self, **settings: Any) -> Any:
-        "An unfitted model."
+        "An unfitted model, made with `settings` that differ from its defaults."
         return self.maker()(**settings)
 
 # %% ../../nbs/models/502_contract.ipynb #e415624f
@@ -322,11 +341,11 @@ class Settings:
         return {p.name: p.default for p in given if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        "The constructor's arguments."
+        "The constructor's arguments; `deep` is there for scikit-learn and changes nothing."
         return {k: getattr(self, k) for k in self._arguments()} | getattr(self, "settings", {})
 
     def set_params(self, **params: Any) -> "Settings":
-        "Change constructor arguments."
+        "Change constructor arguments, or settings of a network, to `params` (name=value)."
         for name, value in params.items():
             if name in self._arguments():
                 setattr(self, name, value)

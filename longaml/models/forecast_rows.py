@@ -45,12 +45,12 @@ class Forecasts:
         return len(self.x)
 
     def take(self, rows: np.ndarray) -> "Forecasts":
-        "Some rows, by index or mask."
+        "Some `rows`, by index or mask."
         rows = np.asarray(rows)
         return replace(self, **{k: getattr(self, k)[rows] for k in _BY_ROW})
 
     def of_patients(self, patients: Iterable) -> "Forecasts":
-        "The rows of some patients."
+        "The rows of these `patients`."
         return self.take(np.isin(self.patients, list(patients)))
 
 # %% ../../nbs/models/519_forecast_rows.ipynb #a65929a8

@@ -50,7 +50,7 @@ class WeightedMeans:
         self.table = np.vstack([sums / total[:, None], (weight / weight.sum()) @ values])
 
     def of(self, keys: np.ndarray) -> np.ndarray:
-        "The mean of each row's key (n, G)."
+        "The mean of each row's key (n, G), for the `keys` (n,) of any rows."
         return self.table[pd.Index(self.names).get_indexer(pd.Index(keys))]  # -1: the last row
 
 
@@ -114,7 +114,7 @@ class BaselineExpression(MeanShift):
         return self
 
     def deviation(self, f: Forecasts) -> np.ndarray:
-        "Baseline expression less its mean in the training patients (n, G)."
+        "Baseline expression of `f` less its mean in the training patients (n, G)."
         return f.own - self.level.of(origins_of(f))
 
     def predict(self, f: Forecasts) -> np.ndarray:
@@ -142,7 +142,7 @@ class EarlierVisits:
             self.means.append(made)
 
     def centred(self, f: Forecasts) -> np.ndarray:
-        "Deviations (n, T, G), zero where there is no input."
+        "Deviations (n, T, G) of the inputs of `f`, zero where there is none."
         out = np.zeros_like(f.x)
         for t, mean in enumerate(self.means):
             m = f.mask[:, t]
@@ -151,7 +151,7 @@ class EarlierVisits:
         return out
 
     def average(self, f: Forecasts) -> np.ndarray:
-        "Mean deviation over the observed inputs (n, G)."
+        "Mean deviation over the observed inputs of `f` (n, G)."
         return self.centred(f).sum(1) / f.mask.sum(1)[:, None]
 
 
@@ -198,7 +198,7 @@ class Ridge(Settings):
         return self
 
     def features(self, f: Forecasts) -> np.ndarray:
-        "Mean deviation over the observed inputs (n, G)."
+        "Mean deviation over the observed inputs of `f` (n, G)."
         return self.visits.average(f)
 
     @staticmethod
@@ -244,7 +244,7 @@ class NetworkTask:
         return len(self.x)
 
     def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        "Some rows as tensors."
+        "Some `rows` (positions) as tensors."
         rows = np.asarray(rows)
         arrays = {k: getattr(self, k)[rows] for k in ("x", "mask", "y")}
         tensors = {k: torch.as_tensor(np.ascontiguousarray(v)) for k, v in arrays.items()}
@@ -351,7 +351,7 @@ class Network(Settings):
         return net
 
     def task(self, f: Forecasts, y: np.ndarray | None = None) -> NetworkTask:
-        "The rows as a network reads them; `y`: (n, K), zero where not given."
+        "The rows of `f` as a network reads them; `y`: (n, K), zero where not given."
         mask = f.mask.copy()
         mask[:, f.at] = True
         y = np.zeros((len(f), len(self.axes)), np.float32) if y is None else y

@@ -145,7 +145,10 @@ class LGEM(nn.Module):
     G: torch.Tensor
     b: torch.Tensor
 
-    def __init__(self, config: LGEMConfig):
+    def __init__(
+        self,
+        config: LGEMConfig,  # sizes and which parts are learnt
+    ):
         super().__init__()
         self.config = config
         G = torch.zeros(config.n_genes, config.n_components)
@@ -202,7 +205,7 @@ class ResponseData:
         return len(self.p)
 
     def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        "Some rows as tensors p, y and measured."
+        "Some `rows` (positions) as tensors p, y and measured."
         kinds = {"p": torch.float32, "y": torch.float32, "measured": torch.bool}
         return {
             k: torch.as_tensor(np.asarray(getattr(self, k))[rows], dtype=t)
@@ -314,7 +317,7 @@ class LinearResponse(NoResponse):
         return self
 
     def one(self, name: str) -> np.ndarray:  # (genes,)
-        "Predicted change of one perturbation."
+        "Predicted change of one perturbation, by its `name`."
         n = len(members_of(name))
         if self.flagged([name])[0]:
             return self.mean(n)
@@ -322,7 +325,7 @@ class LinearResponse(NoResponse):
         return part.h @ self.rows(part.G, [name])[0] + row_means(self, part.choice.intercept, n)
 
     def predict(self, names: Iterable[str]) -> pd.DataFrame:  # perturbations x genes
-        "Predicted changes of perturbations."
+        "Predicted changes of the perturbations `names`."
         names = list(names)
         if not isinstance(self.perturbations, pd.DataFrame):
             check_members(names, self.changes.columns, self.missing)
@@ -336,7 +339,7 @@ class LinearResponse(NoResponse):
         return super().predict(names)
 
     def flagged(self, names: Iterable[str]) -> np.ndarray:  # (names,) bool
-        "Where a perturbation has no row, and gets the mean."
+        "Which `names` (perturbations) have no row, and get the mean."
         if isinstance(self.perturbations, pd.DataFrame):
             return np.array([p not in self.perturbations.index for p in names], dtype=bool)
         return check_members(names, self.changes.columns, "mean")

@@ -99,7 +99,7 @@ class LSTM(nn.Module):
 
     def __init__(
         self,
-        config: LSTMConfig,
+        config: LSTMConfig,  # sizes and dropout
     ):
         super().__init__()
         self.config = c = config
@@ -126,11 +126,19 @@ class LSTM(nn.Module):
             return read(h + self.time.weight[: x.shape[1]], mask)
         return read_as_set(read, h, mask)
 
-    def embed(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def embed(
+        self,
+        x: torch.Tensor,  # (batch, time, genes) expression, as scaled in training
+        mask: torch.Tensor,  # (batch, time) bool: which visits were observed
+    ) -> torch.Tensor:
         "Input of the last layer for each visit (batch, time, width), zero where it is missing."
         return self._visits(self._hidden, x, mask) * mask[..., None]
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,  # (batch, time, genes) expression, as scaled in training
+        mask: torch.Tensor,  # (batch, time) bool: which visits were observed
+    ) -> torch.Tensor:
         "(batch, time, genes), (batch, time) to (batch, time, outputs)."
         out = self._visits(self._read, x, mask)
         return (out + (self.skip(x) if self.config.skip else 0)) * mask[..., None]

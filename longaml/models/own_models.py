@@ -195,7 +195,7 @@ class ClassifierRows(Settings):
 
     def __init__(
         self,
-        estimator,  # unfitted classifier or pipeline
+        estimator: Any,  # unfitted classifier or pipeline
         name: str = "the model",  # in messages
     ):
         self.estimator = estimator
@@ -233,7 +233,7 @@ class RegressorRows(Settings):
 
     def __init__(
         self,
-        estimator,  # unfitted regressor with many outputs, or a pipeline of one
+        estimator: Any,  # unfitted regressor with many outputs, or a pipeline of one
         name: str = "the model",  # in messages
     ):
         self.estimator = estimator

@@ -67,7 +67,10 @@ class PerturbationConfig:
 class AttentionBlock(nn.Module):
     "Queries attend to keys, then a small network on each query; both are added to what was there."
 
-    def __init__(self, config: PerturbationConfig):
+    def __init__(
+        self,
+        config: PerturbationConfig,  # sizes and dropout
+    ):
         super().__init__()
         width = config.width
         self.heads = config.heads
@@ -106,7 +109,7 @@ class PerturbationTransformer(nn.Module):
 
     def __init__(
         self,
-        config: PerturbationConfig,
+        config: PerturbationConfig,  # sizes, depth and dropout
         start: np.ndarray | None = None,  # (n_genes + n_extra, width) embeddings; None: random
         readout: np.ndarray | None = None,  # (n_genes, width) readout to start from; None: random
     ):
@@ -353,7 +356,7 @@ class CrossAttention:
         )
 
     def flagged(self, names: Iterable[str]) -> np.ndarray:  # (names,) bool
-        "Where a perturbed gene is unknown, so that the mean is given."
+        "Which `names` have an unknown gene, so that the mean is given."
         if not hasattr(self, "pairs"):
             raise InputError("this predictor has not been trained; call fit(train, cells) first")
         have = {*self.read, *self.pairs.extra}
@@ -370,7 +373,7 @@ class CrossAttention:
         return np.array([bool(members) for members in odd.values()])
 
     def predict(self, names: Iterable[str]) -> pd.DataFrame:  # perturbations x genes
-        "Predicted changes of perturbations, averaged over control bags of all batches."
+        "Predicted changes of the perturbations `names`, averaged over control bags of all batches."
         names = list(names)
         flagged = self.flagged(names)
         most = self.pairs.tokens.shape[1]

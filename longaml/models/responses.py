@@ -116,11 +116,11 @@ class NoResponse:
         return pd.DataFrame(rows, index=names, columns=self.changes.columns)
 
     def one(self, name: str) -> np.ndarray:  # (genes,)
-        "Predicted change of one perturbation."
+        "Predicted change of one perturbation, by its `name`."
         return np.zeros(self.changes.shape[1])
 
     def flagged(self, names: Iterable[str]) -> np.ndarray:  # (names,) bool
-        "Where the mean was given, because the model lacks what it needs."
+        "Which `names` get the mean, because the model lacks what it needs."
         return np.zeros(len(list(names)), dtype=bool)
 
     def mean(self, n: int) -> np.ndarray:  # (genes,)
@@ -136,7 +136,7 @@ class MeanResponse(NoResponse):
     "Every perturbation does what training perturbations do on average."
 
     def one(self, name: str) -> np.ndarray:  # (genes,)
-        "The mean change of training perturbations with as many members."
+        "The mean change of training perturbations with as many members as `name`."
         return self.mean(len(members_of(name)))
 
 # %% ../../nbs/models/509_responses.ipynb #b03a90ce
@@ -145,7 +145,7 @@ class AdditiveResponse(NoResponse):
     "A combination does what its members do, added up."
 
     def one(self, name: str) -> np.ndarray:  # (genes,)
-        "The sum of the members' own changes."
+        "The sum of the changes of each member of `name`."
         known = self.changes.index
         parts = [
             self.changes.loc[m].to_numpy() if m in known else self.mean(1) for m in members_of(name)
@@ -153,7 +153,7 @@ class AdditiveResponse(NoResponse):
         return np.sum(parts, axis=0)
 
     def flagged(self, names: Iterable[str]) -> np.ndarray:  # (names,) bool
-        "Where a member was not perturbed alone."
+        "Which `names` have a member that was not perturbed alone."
         known = self.changes.index
         return np.array([any(m not in known for m in members_of(p)) for p in names], dtype=bool)
 
@@ -209,7 +209,7 @@ class NearestResponse(NoResponse):
         return sum(max(self._alike(m)[o] for o in members_of(other)) for m in members)
 
     def one(self, name: str) -> np.ndarray:  # (genes,)
-        "The change of the most similar training perturbation."
+        "The change of the training perturbation that is most similar to `name`."
         members = members_of(name)
         pool = self.pool.get(len(members))
         if not pool or self.flagged([name])[0]:
@@ -218,7 +218,7 @@ class NearestResponse(NoResponse):
         return self.changes.loc[best].to_numpy()
 
     def flagged(self, names: Iterable[str]) -> np.ndarray:  # (names,) bool
-        "Where a member is not read out."
+        "Which `names` have a member that is not read out."
         read = self.changes.columns
         return np.array([any(m not in read for m in members_of(p)) for p in names], dtype=bool)
 

@@ -222,7 +222,7 @@ class Fitted:
         )
 
     def aligned(self, data: Any) -> Any:
-        "The data with this model's genes in its order, or an error that names those missing."
+        "The `data` with this model's genes in its order, or an error that names those missing."
         if self.genes is None or list(getattr(data, "genes", self.genes)) == list(self.genes):
             return data
         have = set(data.genes)

@@ -81,7 +81,7 @@ class TemporalTransformer(nn.Module):
 
     def __init__(
         self,
-        config: TransformerConfig,
+        config: TransformerConfig,  # sizes, depth and dropout
     ):
         super().__init__()
         self.config = c = config
@@ -105,11 +105,21 @@ class TemporalTransformer(nn.Module):
             shares.append(share)
         return self.norm(h), shares
 
-    def embed(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def embed(
+        self,
+        x: torch.Tensor,  # (batch, time, genes) expression, as scaled in training
+        mask: torch.Tensor,  # (batch, time) bool: which visits were observed
+    ) -> torch.Tensor:
         "Input of the last layer for each visit (batch, time, width), zero where it is missing."
         return self._visits(x, mask)[0] * mask[..., None]
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor, *, weights: bool = False) -> Any:
+    def forward(
+        self,
+        x: torch.Tensor,  # (batch, time, genes) expression, as scaled in training
+        mask: torch.Tensor,  # (batch, time) bool: which visits were observed
+        *,
+        weights: bool = False,
+    ) -> Any:
         "Logits (batch, time, outputs); with `weights` also (batch, depth, heads, time, time)."
         h, shares = self._visits(x, mask, weights)
         out = self.head(h) + (self.skip(x) if self.config.skip else 0)

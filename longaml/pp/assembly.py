@@ -104,7 +104,10 @@ class Annotation(Protocol):
     "What gives the rows of obs, one sample at a time."
 
     def rows(
-        self, files: dict[str, SourceFile], extra: dict[str, str], barcodes: Sequence[str]
+        self,
+        files: dict[str, SourceFile],  # role -> file of the sample
+        extra: dict[str, str],  # column -> value that all its cells get
+        barcodes: Sequence[str],  # of the matrix, in its order
     ) -> pd.DataFrame:
         "The rows of one sample."
 

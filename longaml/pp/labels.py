@@ -70,7 +70,7 @@ class ColumnKeys:
     longitudinal: bool = True  # False: one visit of each patient will do
 
     def of(self, role: str) -> str | None:
-        "The column named for a role, such as `patient`."
+        "The column named for a `role`, such as `patient`."
         return getattr(self, role)
 
     def named(self) -> dict[str, str]:

@@ -89,12 +89,12 @@ class PerturbationPairs:
         return len(self.x)
 
     def batch(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        "Some rows as tensors x, measured, tokens and change."
+        "Some `rows` (positions) as tensors x, measured, tokens and change."
         names = ("x", "measured", "tokens", "change")
         return {k: torch.as_tensor(getattr(self, k)[rows]) for k in names}
 
     def take(self, rows: np.ndarray) -> "PerturbationPairs":
-        "Some of the rows."
+        "Some of the rows; `rows` is an index or a mask."
         return PerturbationPairs(
             self.x[rows],
             self.measured[rows],

@@ -37,7 +37,7 @@ class TokenRows:
         return len(self.index)
 
     def to(self, device: str) -> "TokenRows":
-        "The same rows for tensors on a device."
+        "The same rows for tensors on a `device`."
         return TokenRows(self.tokens, self.index, device)
 
     def __getitem__(self, rows):
@@ -87,7 +87,7 @@ class TokenData:
         return self.classes
 
     def batch(self, rows: np.ndarray) -> dict:
-        "Tokens (read later), y and weight of some rows."
+        "Tokens (read later), y and weight of some `rows` (positions)."
         import torch
 
         rows = np.asarray(rows)
@@ -99,7 +99,7 @@ class TokenData:
         }
 
     def order(self, epoch: int) -> np.ndarray:
-        "All rows in the random order of an epoch: blocks of neighbours, mixed within windows."
+        "All rows in the random order of an `epoch`: blocks of neighbours, mixed within windows."
         rng = rng_for(0, "blocks", epoch)
         n = len(self)
         starts = rng.permutation(np.arange(0, n, self.block))
@@ -110,7 +110,7 @@ class TokenData:
         return np.concatenate([rng.permutation(p) for p in parts])
 
     def take(self, rows: np.ndarray) -> "TokenData":
-        "Some of the cells (index or mask), over the same tokens."
+        "Some of the cells (`rows`: index or mask), over the same tokens."
         rows = np.asarray(rows)
         return replace(
             self,
@@ -207,7 +207,7 @@ class TokenSource:
         self.previous: Previous | None = None
 
     def read_previous(self, adata: AnnData, previous: Previous | None) -> None:
-        "Take the previous timepoint: given, or from layers['previous']; none where it is not read."
+        "Take the `previous` timepoint: given, or a layer of `adata`; none where it is not read."
         if not self.how.previous:
             return
         if previous is None and "previous" in adata.layers:
@@ -233,7 +233,7 @@ class TokenSource:
         return Previous(values, np.arange(adata.n_obs), [str(g) for g in adata.var_names])
 
     def chunks(self, size: int, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        "First row and tokens of every chunk from row `start` on."
+        "First row and tokens of every chunk of `size` rows from row `start` on."
         for first in progress(range(start, len(self.cells), size), "tokens"):
             last = min(first + size, len(self.cells))
             now = self.vocab.select(self.cells.rows(slice(first, last)), self.columns)

@@ -74,7 +74,12 @@ class OneFeatureNorm(nn.Module):
 class PublishedTransformer(nn.Module):
     "One head on one number per visit; probabilities out, as published."
 
-    def __init__(self, *, dropout: float = 0.1, exact: bool = False):
+    def __init__(
+        self,
+        *,
+        dropout: float = 0.1,  # share of units left out in training
+        exact: bool = False,  # see OneFeatureNorm
+    ):
         super().__init__()
         self.exact = exact
         self.qkv = nn.Linear(1, 3)
@@ -89,7 +94,7 @@ class PublishedTransformer(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def attended(self, x: torch.Tensor) -> torch.Tensor:  # (batch, 3, 1) -> (batch, 3, 1)
-        "The output of the attention, from which importance is taken."
+        "The output of the attention to `x`, from which importance is taken."
         q, k, v = (x * self.qkv.weight[:, 0] + self.qkv.bias).split(1, -1)
         return attention(q, k, v) * self.out.weight + self.out.bias
 
@@ -104,7 +109,12 @@ class PublishedTransformer(nn.Module):
 class PublishedLSTM(nn.Module):
     "An LSTM of hidden size 64; its last visit gives the logits."
 
-    def __init__(self, *, dropout: float | None = None, exact: bool | None = None):
+    def __init__(
+        self,
+        *,
+        dropout: float | None = None,  # not used; there as in the other networks
+        exact: bool | None = None,  # not used; there as in the other networks
+    ):
         super().__init__()
         self.lstm = LSTMLayer(1, 64)
         self.head = nn.Linear(64, 3)
@@ -117,7 +127,12 @@ class PublishedLSTM(nn.Module):
 class PublishedBiLSTM(nn.Module):
     "The published stack of two bidirectional LSTMs and two dense layers."
 
-    def __init__(self, *, dropout: float = 0.3, exact: bool | None = None):
+    def __init__(
+        self,
+        *,
+        dropout: float = 0.3,  # share of units left out in training
+        exact: bool | None = None,  # not used; there as in the other networks
+    ):
         super().__init__()
         self.lstm = BothWays(1, 64)
         self.second = BothWays(128, 32)
@@ -266,7 +281,7 @@ class Schedule:
     seed: int = 0  # of the orders
 
     def order(self, n: int, epoch: int) -> torch.Tensor:  # (n,)
-        "The training rows of an epoch; the same for every patient."
+        "The `n` training rows in the order of an `epoch`; the same for every patient."
         return torch.as_tensor(rng_for(self.seed, "order", epoch).permutation(n))
 
 

@@ -119,7 +119,7 @@ class Blocks(NamedTuple):
     right: int
 
     def codes(self, a: np.ndarray) -> np.ndarray:  # (rows, columns)
-        "The bits of every block, row by row, as a number."
+        "The bits of every block of the matrix `a` (0 and 1), row by row, as a number."
         out = np.zeros((self.rows, self.columns), dtype=np.int32)
         for i in range(self.side):
             for j in range(self.side):
@@ -199,7 +199,7 @@ class Deletions(NamedTuple):
     new: np.ndarray  # (n,) codes
 
     def from_start(self, start: int) -> "Deletions":
-        "With codes as in the long table."
+        "With codes as in the long table, where they begin at `start`."
         return Deletions(self.what, self.old + start, self.new + start)
 
 

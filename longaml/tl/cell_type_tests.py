@@ -249,7 +249,7 @@ class PermutedCalls:
         return (self.calls > 0).mean()
 
     def threshold(self, level: float = 0.1) -> float:
-        "The largest share that chance allows in 95% of series of permutations."
+        "The share that chance exceeds in 5% of series, if a data set has a call at rate `level`."
         n = len(self.calls)
         return float(stats.binom.ppf(0.95, n, level) / n) if n else float("nan")
 

@@ -428,7 +428,7 @@ class NotTested:
     def testable(
         self, obs: pd.DataFrame, cell_type: str, wanted: list[Comparison], least: int
     ) -> list[Comparison]:
-        "The contrasts that a cell type has patients enough for; the others are noted."
+        "The `wanted` that have `least` patients in the `obs` of a `cell_type`; others are noted."
         kept = []
         for one in wanted:
             why = one.lacks(obs, least)
@@ -441,7 +441,7 @@ class NotTested:
     def estimable(
         self, design: Design, wanted: list[Comparison], cell_type: str
     ) -> list[tuple[Comparison, Contrast]]:
-        "The contrasts that a cell type's design has, as weights; the others are noted."
+        "The `wanted` that the `design` of a `cell_type` has, as weights; the others are noted."
         kept = []
         for one in wanted:
             try:
@@ -465,7 +465,7 @@ class NotTested:
         self.error = self.error or other.error
 
     def refuse(self, asked: list[Comparison], cell_type: str, error: InputError) -> None:
-        "Note that a design cannot be fitted in a cell type."
+        "Note the `error` for all that was `asked` of a `cell_type`: its design cannot be fitted."
         self.error = self.error or error
         self.rows += [(one.name, cell_type, str(error)) for one in asked]
 

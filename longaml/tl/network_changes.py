@@ -316,7 +316,11 @@ class ImpactOptions:
     boundary: str = "ignore"  # what happens at the border
 
     def change(
-        self, later: np.ndarray, earlier: np.ndarray, density: float, seed: int
+        self,
+        later: np.ndarray,  # (networks, genes, genes) correlations
+        earlier: np.ndarray,  # the same at the earlier timepoint
+        density: float,  # share of pairs that are edges
+        seed: int,  # of the random orders
     ) -> np.ndarray:  # (networks, genes)
         "Absolute difference of the impact in the graphs of positive correlations."
 

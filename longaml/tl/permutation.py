@@ -83,7 +83,7 @@ class Permutations:
         return len(self.codes)
 
     def assignment(self, i: int) -> Assignment:
-        "The timepoint of every sample under one permutation."
+        "The timepoint of every sample under permutation `i`."
         times = np.asarray(self.design[TIMEPOINT].cat.categories)
         return dict(zip(self.design.index, times[self.codes[i]]))
 

@@ -220,7 +220,7 @@ class Ranked(NamedTuple):
     null: np.ndarray  # (permutations, genes) aligned scores under permuted samples
 
     def audit(self, cohort: AnnData, **given: Any) -> pd.DataFrame:
-        "Every check on this ranking; `given` as in `audit`, such as evaluation=..."
+        "Every check on this ranking of a `cohort`; `given` as in `audit`, such as evaluation=..."
         if not self.stability.measured:
             return audit(self.table, cohort, **given)
         first = self.table[["model", "contrast"]].iloc[[0]]

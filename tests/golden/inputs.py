@@ -39,6 +39,19 @@ def visits(path: Path) -> None:
     la.pp.save_cohort(a, path)
 
 
+def followed(path: Path) -> None:
+    """Fourteen patients with a time to relapse that has nothing to do with their cells."""
+    a = la.datasets.simulate_cohort(
+        "small", n_patients=14, n_genes=100, n_cells=60, n_drivers=6, seed=9
+    )
+    patient = a.obs["patient"].cat.codes.to_numpy().astype(int)
+    rng = np.random.default_rng(1)
+    a.obs["days"] = rng.exponential(300, 14).round()[patient]
+    a.obs["relapse"] = (np.arange(14) % 3 > 0).astype(int)[patient]
+    a.obs["age"] = rng.integers(1, 18, 14)[patient]
+    la.pp.save_cohort(a, path)
+
+
 def bulk(path: Path) -> None:
     """A row per sample, in the package's own columns."""
     la.datasets.write_geo(
@@ -152,12 +165,15 @@ def thp1(path: Path) -> None:
     cells[sure.to_numpy()].copy().write_h5ad(path)
 
 
+H5AD = "visits followed tidy labelled screen types new clones thp1".split()
 # what an input is called on disk, where the reader looks at the name
 NAMES = {
     "tar": "GSE000000_RAW.tar",
     "ranking": "ranking.csv",
     "genes": "genes.txt",
-    **{n: f"{n}.h5ad" for n in "visits tidy labelled screen types new clones thp1".split()},
+    **{
+        n: f"{n}.h5ad" for n in "visits followed tidy labelled screen types new clones thp1".split()
+    },
 }
 
 

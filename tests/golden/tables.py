@@ -14,17 +14,24 @@ import pandas as pd
 from cases import IGNORED
 
 MOST = 3500  # rows that are stored; of a longer table, every k-th row
-RELATIVE, ABSOLUTE = 2e-5, 1e-8
-# Values are stored in single precision, and functions such as log1p differ in the last bit between
-# machines with and without AVX-512. A difference of two values keeps that error, whatever its size:
-# it is measured by the largest value of its column. A permutation p-value counts scores, and one of
-# many may change sides.
-OF_COLUMN = 2e-6
-OF_P = 2e-4
+RELATIVE = 2e-5  # stored values have six significant digits, whatever else is in their column
+ABSOLUTE = 1e-12  # a zero
+# A permutation p-value counts scores, and one of many may change sides; a small one counts few.
+OF_P, SMALL_P = 2e-4, 1e-3
+# Differences of values in single precision keep the error of the values, however small they are;
+# as a share of the largest of their model. Functions such as log1p differ in the last bit between
+# machines with and without AVX-512.
+OF_DIFFERENCE = 5e-7
+DIFFERENCES = ("score", "interaction", "earlier", "later")
+# The output of a network with a gene less its output with all genes: numbers near 1.
+OF_OUTPUT = 6e-8
+OUTPUTS = ("output_change",)
 # Training feeds a rounding back to the network: two processors that both have AVX2 gave
-# importances of the published Transformer that differ by 3.6e-4 of the largest.
+# importances of the published Transformer that differ by 3.6e-4 of the largest, and one of them
+# now gives others by 3e-4 of the largest, and by 0.5% where the largest is 0.03.
 OF_NETWORK = 2e-3
 NETWORKS = ("Importance",)  # columns that come from a trained network alone
+GROUPS = ("model", "contrast", "cell_type")  # a ranking is of one of each
 
 
 @dataclass
@@ -51,10 +58,10 @@ def _totals(texts: pd.Series) -> dict[str, float]:
     return {"count": len(given), "sum": float(x.sum()), "squares": float((x**2).sum())}
 
 
-def table(frame: pd.DataFrame) -> Table:
-    """Keep at most `MOST` rows, evenly spaced."""
+def table(frame: pd.DataFrame, step: int | None = None) -> Table:
+    """Keep at most `MOST` rows, evenly spaced, or every `step`-th."""
     frame = frame.drop(columns=[c for c in IGNORED if c in frame])
-    step = max(1, -(-len(frame) // MOST))
+    step = step or max(1, -(-len(frame) // MOST))
     totals = {c: _totals(frame[c]) for c in frame} if step > 1 else {}
     return Table(frame.iloc[::step].reset_index(drop=True), len(frame), step, totals)
 
@@ -77,17 +84,23 @@ def _h5ad(path: Path) -> dict[str, pd.DataFrame]:
     return {"obs.csv": _texts(obs), "sums.csv": _texts(pd.DataFrame(sums))}
 
 
-def collect(out: Path) -> dict[str, Table]:
-    """Every table that commands left in a folder, by its path, without what --resume needs."""
+def collect(out: Path, steps: dict[str, int] | None = None) -> dict[str, Table]:
+    """Every table that commands left in a folder, by its path, without what --resume needs.
+
+    Of tables in `steps`, the rows that were kept when it was frozen.
+    """
+    steps = steps or {}
     found = {}
     for path in sorted(out.rglob("*")):
         name = path.relative_to(out).as_posix()
         if "/steps/" in name or "/pieces/" in name or not path.is_file():
             continue
         if path.suffix == ".csv":
-            found[name] = table(pd.read_csv(path, dtype=str, keep_default_na=False))
+            read = pd.read_csv(path, dtype=str, keep_default_na=False)
+            found[name] = table(read, steps.get(name))
         if path.suffix == ".h5ad":
-            found |= {f"{name}/{part}": table(t) for part, t in _h5ad(path).items()}
+            parts = {f"{name}/{part}": t for part, t in _h5ad(path).items()}
+            found |= {part: table(t, steps.get(part)) for part, t in parts.items()}
     return found
 
 
@@ -196,25 +209,81 @@ def unchanged(path: str, t: Table, names: dict[str, dict]) -> Table:
     return Table(rows, t.n - (len(t.rows) - len(rows)) * t.step, t.step, t.totals)
 
 
-def close(a: np.ndarray, b: np.ndarray, name: str = "") -> np.ndarray:
-    """Which numbers agree, within the tolerance for their size, and that of their column."""
-    same = a == b  # infinite values too
-    finite = np.abs(a[np.isfinite(a)])
-    allowed = ABSOLUTE + OF_COLUMN * finite.max(initial=0)
+def floor(name: str, rows: pd.DataFrame) -> np.ndarray:
+    """By how much each value of a column may differ, because of a known cause."""
+    x = np.nan_to_num(np.abs(numbers(rows[name])), posinf=0)
+    allowed = np.full(len(x), ABSOLUTE)
     if name.startswith(("p_value", "q_value")):
-        allowed = OF_P
+        allowed[x >= SMALL_P] = OF_P
+    if name in DIFFERENCES:
+        of = rows["model"] if "model" in rows else np.zeros(len(x))
+        allowed += OF_DIFFERENCE * pd.Series(x).groupby(np.asarray(of)).transform("max").to_numpy()
+    if name in OUTPUTS:
+        allowed += OF_OUTPUT
     if name in NETWORKS:
-        allowed = OF_NETWORK * finite.max(initial=0)
+        allowed += OF_NETWORK * x.max(initial=0)
+    return allowed
+
+
+def within(path: str, t: Table, names: dict[str, dict]) -> dict[str, np.ndarray]:
+    """By how much more values may differ where names.json says that they were made more exact."""
+    found = {}
+    for place, rule in names.get("within", {}).items():
+        base, column = place.split(":")
+        if Path(path).name == base and column in t.rows:
+            found[column] = t.rows[rule["column"]].map(rule["rows"]).fillna(0).to_numpy(float)
+    return found
+
+
+def close(a: np.ndarray, b: np.ndarray, allowed: np.ndarray | float = 0.0) -> np.ndarray:
+    """Which numbers agree to the digits that are stored, or within what is allowed."""
+    same = a == b  # infinite values too
     with np.errstate(invalid="ignore"):
-        near = np.abs(a - b) <= allowed + RELATIVE * np.maximum(np.abs(a), np.abs(b))
+        near = np.abs(a - b) <= np.maximum(allowed, RELATIVE * np.maximum(np.abs(a), np.abs(b)))
     return same | near
 
 
-def _column(name: str, frozen: pd.Series, now: pd.Series, step: int) -> list[str]:
+def tied(frozen: pd.DataFrame, now: pd.DataFrame) -> np.ndarray:
+    """Where a gene has the rank of another with the same score: rounding orders them."""
+    groups = [c for c in GROUPS if c in frozen]
+    score = dict(zip(map(tuple, frozen[[*groups, "rank"]].to_numpy()), numbers(frozen["score"])))
+    places = map(tuple, frozen[groups].assign(rank=now["rank"]).to_numpy())
+    there = np.array([score.get(place, np.nan) for place in places])
+    return close(numbers(frozen["score"]), there, floor("score", frozen))
+
+
+def inconsistent(path: str, rows: pd.DataFrame) -> list[str]:
+    """Whether ranks are the order of scores, and directions those of log2 fold changes."""
+    found = []
+    if {"rank", "score", "gene"} <= set(rows):
+        ordered = rows.assign(rank=numbers(rows["rank"]), score=numbers(rows["score"]))
+        groups = [c for c in GROUPS if c in rows]
+        ordered = ordered.sort_values([*groups, "rank"]).reset_index(drop=True)
+        fell = ordered["score"].diff() <= floor("score", ordered)
+        first = (
+            ordered[groups].ne(ordered[groups].shift()).any(axis=1) if groups else fell.index == 0
+        )
+        if not (fell | first | ordered["score"].isna()).all():
+            found.append(f"{path}: ranks are not in the order of scores")
+    if {"direction", "log2_fold_change"} <= set(rows):
+        change = numbers(rows["log2_fold_change"])
+        sign = np.select([change > 0, change < 0], ["up", "down"], "")
+        if (rows["direction"].to_numpy() != sign).any():
+            found.append(f"{path}: directions are not those of log2 fold changes")
+    return found
+
+
+def _column(
+    name: str, frozen: pd.DataFrame, now: pd.DataFrame, step: int, more: np.ndarray | float
+) -> list[str]:
     """The cells of a column that differ, in words."""
-    same = (frozen == now).to_numpy() | close(numbers(frozen), numbers(now), name)
+    was, found = frozen[name], now[name]
+    same = (was == found).to_numpy()
+    same |= close(numbers(was), numbers(found), np.maximum(floor(name, frozen), more))
+    if name == "rank" and {"gene", "score"} <= set(frozen):
+        same |= tied(frozen, now)
     return [
-        f"row {i * step}, {name}: was {frozen[i]!r}, is {now[i]!r}" for i in np.flatnonzero(~same)
+        f"row {i * step}, {name}: was {was[i]!r}, is {found[i]!r}" for i in np.flatnonzero(~same)
     ]
 
 
@@ -242,8 +311,12 @@ def aligned(frozen: pd.DataFrame, now: pd.DataFrame) -> pd.DataFrame:
     return now.iloc[found.get_indexer(was)].reset_index(drop=True)
 
 
-def differences(frozen: Table, now: Table) -> list[str]:
-    """What differs between two tables, in words: columns, number of rows, cells, totals."""
+def differences(frozen: Table, now: Table, more: dict[str, np.ndarray] | None = None) -> list[str]:
+    """What differs between two tables, in words: columns, number of rows, cells, totals.
+
+    `more` gives columns whose values may differ by more.
+    """
+    more = more or {}
     gone = sorted(set(frozen.rows) - set(now.rows))
     came = sorted(set(now.rows) - set(frozen.rows))
     found = [f"column {c!r} is gone" for c in gone] + [f"column {c!r} is new" for c in came]
@@ -252,7 +325,7 @@ def differences(frozen: Table, now: Table) -> list[str]:
     rows = aligned(frozen.rows, now.rows)
     for c in frozen.rows:
         if c in now.rows:
-            found += _column(c, frozen.rows[c], rows[c], frozen.step)
+            found += _column(c, frozen.rows, rows, frozen.step, more.get(c, 0.0))
             if frozen.step > 1:
                 found += _total(c, frozen.totals[c], now.totals[c])
     return found
