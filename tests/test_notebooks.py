@@ -44,7 +44,7 @@ SLOW = {
     "experiment/725_forecast.ipynb",
     "published/801_networks.ipynb",
     "published/802_protocol.ipynb",
-    "tasks/601_forecast.ipynb",
+    "tasks/601_changes.ipynb",
     "tasks/604_perturbation.ipynb",
     "tasks/605_module_tests.ipynb",
     "tasks/607_responses.ipynb",

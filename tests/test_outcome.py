@@ -211,8 +211,8 @@ def test_one_visit_is_no_change(at_diagnosis, tmp_path):
         lambda: la.tl.abundance(cohort),
         lambda: tasks.timepoint.evaluate(bags, models="logistic"),
         lambda: tasks.timepoint.rank(bags, bulk),
-        lambda: tasks.unseen_visits.predict(cohort),
-        lambda: tasks.unseen_visits.predict(cohort, to="DX"),
+        lambda: tasks.forecast.predict(cohort),
+        lambda: tasks.forecast.predict(cohort, to="DX"),
         lambda: tasks.cell_sets.visit_pairs(cohort),
     ):
         with pytest.raises(la.core.InputError, match="one timepoint|needs at least"):

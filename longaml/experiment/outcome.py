@@ -89,7 +89,7 @@ CELL_PERMUTATIONS = 19  # exchanges of outcomes for cell types: each trains all 
 
 @dataclass(frozen=True)
 class OutcomeFindings:
-    "What predicts the outcome, and which cells say so."
+    "Models of the outcome on held-out patients, and cells where networks read them."
 
     evaluation: Any  # OutcomeEvaluation
     cells: Any = None  # CellsOfRisk; None where no network reads cells

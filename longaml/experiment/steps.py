@@ -347,7 +347,7 @@ class CohortSteps:
         how = {"seed": self.fitting.seed, "device": self.fitting.device}
         pieces, keep = [], None
         for model in specs:
-            steps = self._steps(model, "longaml.tasks.forecast")
+            steps = self._steps(model, "longaml.tasks.changes")
             keep = steps.keep
             name = f"{notes['task']}/{slug(notes['target'])}/{slug(model.name)}"
             pieces.append(steps.piece(name, partial(_changed, model, forecasts, **how)))

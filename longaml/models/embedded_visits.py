@@ -27,7 +27,11 @@ class EmbeddedVisits(Visits):
 
     vectors: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0)))  # (n, T, dimensions)
 
-    def rows(self, which: np.ndarray, inputs: Sequence[int]) -> Forecasts:
+    def rows(
+        self,
+        which: np.ndarray,  # rows, by position or as a mask
+        inputs: Sequence[int],  # visits that are read
+    ) -> Forecasts:
         "Rows as models of changes read them; `x` has the vectors of the visits that are read."
         found = super().rows(which, inputs)
         read = np.where(found.mask[..., None], self.vectors[which], 0)
@@ -62,7 +66,10 @@ def embedded_visits(
 class EmbeddingRidge(Ridge):
     "Regression on baseline expression, and ridge regression of its remainder on mean vectors."
 
-    def features(self, f: Forecasts) -> np.ndarray:
+    def features(
+        self,
+        f: Forecasts,  # rows of visits
+    ) -> np.ndarray:  # (n, genes + dimensions)
         "Mean deviation of the vectors over the observed visits, after empty places of the genes."
         return np.hstack([np.zeros_like(f.own), self.visits.average(f)])
 

@@ -95,6 +95,10 @@ def times_up_to(
     target: str | None,  # the one to be predicted; None: the last
 ) -> list[str]:
     "The timepoints up to the one that is predicted."
+    if len(times) < 2:
+        raise InputError(
+            f"one timepoint ({listing(times)}): a forecast needs an earlier visit", parameter="to"
+        )
     if target is None:
         return times
     at = times.index(check_choice(target, times, "timepoint", parameter="to"))

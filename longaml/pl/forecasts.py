@@ -153,7 +153,7 @@ def plot_held_out_changes(
     axes = panel_row(len(used), None, 4.2, 4.6)
     for ax, (kind, table) in zip(axes, used.items()):
         need = (*MEASURES[kind][:4], PATIENT, "model", "predicted_change")
-        check_columns(table, need, "Pass forecasts of la.tasks.unseen_visits.predict.")
+        check_columns(table, need, "Pass forecasts of la.tasks.forecast.predict.")
         rows = table[table["model"] == check_choice(models[kind], table["model"].unique(), "model")]
         if len(rows) > most:
             rows = rows.iloc[:: -(-len(rows) // most)]

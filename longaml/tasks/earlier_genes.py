@@ -27,7 +27,7 @@ from longaml.models.forecasters import (
     forecaster,
 )
 from ..models.own_models import resolve
-from .forecast import forecast_folds
+from .changes import forecast_folds
 from ..tl.permutation import align_scores, patient_mean, strata_of, studentise
 from ..tl.ranking import Ranked, Stability, ranking_table
 
