@@ -1,6 +1,7 @@
 """The longaml command: help, wrong options, and what a failure leaves behind. Whole runs are tested
 elsewhere."""
 
+import io
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from tools import ROOT, python
 
 from longaml import __version__
-from longaml.cli import QUESTIONS, explain, main, parameters
+from longaml.cli import QUESTIONS, explain, in_present_words, main, parameters, print_summary
 from longaml.experiment.driver import commands
 
 HEAVY = ["torch", "scanpy", "anndata", "sklearn", "matplotlib"]
@@ -468,3 +469,94 @@ def test_a_command_is_one_experiment(tmp_path):
         said = "B: 2\nT: 3\nreport: out/report.html\n"
         assert (done.returncode, done.stdout) == (0, said), done.stderr
     assert "not empty" in python(*asked, cwd=tmp_path).stderr
+
+
+# ---- words of version 0.1
+
+
+@pytest.mark.parametrize(
+    "old, now, notes",
+    [
+        (
+            "compare c --models patient_lineage,own_level,logistic",
+            "compare c --models patient_cell_type,baseline_expression,logistic",
+            ["--models patient_lineage,own_level,logistic is --models patient_cell_type,"],
+        ),
+        (
+            "compare c --tasks=state,forecast --models=own_level",
+            "compare c --tasks timepoint,forecast --models baseline_expression",
+            ["--tasks state,forecast is --tasks timepoint,forecast since", "--models own_level is"],
+        ),
+        (
+            "run c --task state",
+            "run c --task timepoint",
+            ["--task state is --task timepoint since"],
+        ),
+        (
+            "run c --lineage-key type",
+            "run c --cell-type-key type --malignant-key none",
+            ["--lineage-key type is --cell-type-key type --malignant-key none since"],
+        ),
+        (
+            "celltype train c --lineage-key clone",
+            "celltype train c --clone-key clone",
+            ["--lineage-key clone is --clone-key clone since"],
+        ),
+        ("run c --models logistic --task timepoint", None, []),
+        ("run c --models", None, []),
+    ],
+)
+def test_old_words_are_read_and_said(old, now, notes):
+    args, said = in_present_words(old.split())
+    assert args == (now or old).split() and len(said) == len(notes)
+    assert all(text.startswith(start) for text, start in zip(said, notes)), said
+    assert all(text.endswith("since version 0.2") for text in said)
+
+
+def test_notes_on_old_words_are_printed(tmp_path, capsys):
+    "The command goes on with the present words; here to a cohort that is not there."
+    words = "--tasks state,forecast --models patient_lineage,own_level"
+    assert (
+        main(["compare", str(tmp_path / "gone"), "--out", str(tmp_path / "o"), *words.split()]) == 2
+    )
+    said = capsys.readouterr().err
+    assert "--tasks state,forecast is --tasks timepoint,forecast since version 0.2" in said
+    now = "--models patient_cell_type,baseline_expression since version 0.2"
+    assert f"--models patient_lineage,own_level is {now}" in said
+    assert "unknown" not in said and "gone" in said.splitlines()[-1]
+
+
+# ---- summaries
+
+
+class Terminal(io.StringIO):
+    "A text stream that says that it is a terminal."
+
+    def isatty(self):
+        return True
+
+
+SUMMARY = "two models\n  logistic        0.81  (8 patients)\n  own  0.5  (8)\ndone: a  b"
+
+
+def test_a_summary_is_laid_out_on_a_terminal(monkeypatch):
+    "Lines of tables stand in columns of one width; other lines, and files, are as they were."
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
+    screen, file = Terminal(), io.StringIO()
+    print_summary(SUMMARY, screen)
+    print_summary(SUMMARY, file)
+    assert file.getvalue() == SUMMARY + "\n"
+    lines = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue()).splitlines()
+    assert lines[0] == "two models" and lines[-1] == "done: a  b" and len(lines) == 4
+    assert lines[1].index("0.81") == lines[2].index("0.5")
+    assert lines[1].index("(8 patients)") == lines[2].index("(8)")
+    assert screen.getvalue() != file.getvalue()
+
+
+def test_long_cells_are_wrapped_to_the_window(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    screen = Terminal()
+    print_summary(f"  check  {'word ' * 20}".rstrip() + "\nend", screen)
+    lines = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue()).splitlines()
+    assert len(lines) > 4 and max(map(len, lines)) <= 30 and lines[-1] == "end"

@@ -1506,18 +1506,50 @@ def test_classical_models_and_network_rankings_are_audited_like_any_other(cohort
 # ---- two at once, and one's own models
 
 
+HELD = """
+import sys, time
+from pathlib import Path
+from longaml.cli import main
+from longaml.experiment.run import CohortRun
+
+flag, read = Path(sys.argv[1]), CohortRun.read
+
+
+def held(self):
+    flag.touch()  # the folder belongs to this process now
+    while flag.exists():
+        time.sleep(0.05)
+    return read(self)
+
+
+CohortRun.read = held
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 def test_two_runs_at_once_in_one_folder(cohort, quick, tmp_path):
-    "One is refused, with a sentence that says so; the tables of the other are right."
+    "The second is refused, with a sentence that says so; the tables of the first are right."
     out = tmp_path / "out"
-    args = [sys.executable, "-c", CODE, "run", cohort, "--out", out, *QUICK]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    how = {"cwd": ROOT, "env": env, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    both = [subprocess.Popen(list(map(str, args)), text=True, **how) for _ in range(2)]
-    said = [run.communicate(timeout=300)[1] for run in both]
-    codes = [run.returncode for run in both]
-    assert sorted(codes) == [0, 2], said
-    refusal = said[codes.index(2)]
-    assert "in use by another process" in refusal or "not empty" in refusal
+    flag = tmp_path / "held"
+    command = ["run", cohort, "--out", out, *QUICK]
+    how = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
+    how |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    words = list(map(str, [sys.executable, "-c", HELD, flag, *command]))
+    with subprocess.Popen(words, **how) as first:
+        try:
+            end = time.monotonic() + 200
+            while not flag.exists():
+                assert first.poll() is None and time.monotonic() < end, first.communicate()
+                time.sleep(0.05)
+            words = list(map(str, [sys.executable, "-c", CODE, *command]))
+            second = subprocess.run(words, timeout=200, **how)
+            assert second.returncode == 2, second.stderr
+            assert "in use by another process" in second.stderr
+            flag.unlink()
+            said = first.communicate(timeout=300)[1]
+        finally:
+            first.kill()
+    assert first.returncode == 0, said
     assert differing(out, quick) == []
 
 
@@ -1540,6 +1572,10 @@ def test_own_models_on_the_command_line(cohort, tmp_path):
     assert own <= {t.get_text() for t in side_by_side.get_xticklabels()}
     page = (out / "report.html").read_text()
     assert all(name in page for name in own)
+    _, heading, rest = page.partition(">Methods section<")
+    section = re.split(r"<h2", rest)[0]
+    assert heading and all(name in section for name in own), section
+    assert "nmf" not in section
     checks = table(out, "audit.csv").set_index(["model", "check"])["status"]
     assert checks["Constant", "chance level"] == checks["Constant", "constant"] == "failed"
     accuracy = table(out, "evaluation.csv").query("metric == 'balanced_accuracy'")

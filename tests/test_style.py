@@ -11,13 +11,14 @@ import re
 import subprocess
 import sys
 import tokenize
-from collections.abc import Container
+import tomllib
+from collections.abc import Container, Iterable
 from functools import cache
 from pathlib import Path
 
 import pytest
 from house import NOWHERE, PACKAGE, bound, house, module_name, private, uses
-from tools import NBS, ROOT, Cell, all_cells, cells, notebooks
+from tools import NBS, ROOT, Cell, all_cells, cells, notebooks, texts
 
 FOLDERS = ["datasets", "pp", "tl", "pl", "models", "tasks", "experiment", "published"]
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "_modidx.py")
@@ -155,8 +156,17 @@ def test_at_most_a_hundred_public_names_on_one_page():
 
     names = [f"la.{n}.{name}" for n in la.NAMESPACES for name in getattr(la, n).__all__]
     assert list(la.NAMESPACES) == FOLDERS and len(names) <= 100, len(names)
-    page = "\n".join(str(o) for c in cells("999_init.ipynb") for o in c.outputs)
-    assert not (lost := [n for n in names if n.rpartition(".")[2] not in page]), lost
+    page = "\n".join(t for c in cells("999_init.ipynb") for o in c.outputs for t in texts(o))
+    assert not (lost := absent([n.rpartition(".")[2] for n in names], page)), lost
+
+
+def absent(names: Iterable[str], page: str) -> list[str]:
+    "Names that are not on a page as whole words."
+    return sorted(set(names) - set(re.findall(r"[A-Za-z_]\w*", page)))
+
+
+def test_a_part_of_a_word_is_not_a_name():
+    assert absent(["fit", "bags", "de"], "`fit_factors`, bags; model") == ["de", "fit"]
 
 
 def test_no_module_hides_a_public_name():
@@ -193,6 +203,34 @@ def test_ruff_format():
         text=True,
     )
     assert done.returncode == 0, done.stdout[-5000:]
+
+
+RULES = {"E", "F", "W", "I", "B", "UP", "C4", "C90", "PLR0915"}  # of the design, section 3
+WITHOUT = {"E402", "B905", "C408"}  # each with its reason in pyproject.toml
+
+
+def test_ruff_is_as_strict_as_the_design():
+    ruff = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]
+    lint = ruff["lint"]
+    assert ruff["line-length"] == 100 and ruff["extend-exclude"] == ["longaml"]
+    assert set(lint["select"]) >= RULES and set(lint["ignore"]) <= WITHOUT
+    assert not {"per-file-ignores", "extend-ignore"} & lint.keys()
+    assert lint["mccabe"]["max-complexity"] == 10
+    assert lint["pylint"]["max-statements"] == 40
+
+
+def test_ruff_reads_these_limits(tmp_path):
+    "Complex and long code, two statements on a line and a long line are found."
+    branches = "\n".join(f"    if x == {i}:\n        return {i}" for i in range(11))
+    long = "\n".join(f"    x += {i}" for i in range(42))
+    code = f"def f(x):\n{branches}\n\n\ndef g(x):\n{long}\n\n\nif 1: y = 2\nz = {'1' * 100}\n"
+    (tmp_path / "planted.py").write_text(code)
+    words = ["ruff", "check", "--config", str(ROOT / "pyproject.toml"), "--no-cache", "planted.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    found = set(re.findall(r"^([A-Z]+\d+) ", done.stdout, re.M))
+    assert {"C901", "PLR0915", "E701", "E501"} <= found, done.stdout
 
 
 def test_mypy():

@@ -20,7 +20,9 @@ RETIRED = {  # phrase -> what to say
     r"\bnumbers inside\b": "hidden size",
     r"\bbeside\b": "next to; adjusted for",
     r"\bspeaks? (for|against)\b": "support; evidence for",
-    r"can(not)? be believed": "a call at a stated false discovery rate",
+    r"\bcan(not|'t)?\b[^.?!|]{0,80}\bbe believed|\bto be believed\b": (
+        "a call at a stated false discovery rate"
+    ),
     r"\binformative (assignments?|permutations?)\b|\bof them informative\b": "(leave it out)",
     r"assignments of (their samples|samples,|libraries)": "exchanges of visits",
     r"\bgenes pooled\b": "null scores of all genes together",
@@ -135,8 +137,96 @@ def test_exceptions_are_still_needed(name):
     assert not [p for p in wanted if not re.search(p, one, re.I)]
 
 
+TERMS = [  # what the design's table of words says instead of the retired ones
+    *("distinguished", "significantly different", "baseline", "cell type", "sample"),
+    *("downsampled", "check", "passed", "failed", "not assessed", "timepoint classification"),
+    *("`timepoint`", "baseline expression", "power", "smallest possible p", "compared with"),
+    *("bag", "20 cells", "pair (of bags)", "token sequence", "token", "hidden size"),
+    *("embedding dimension", "query", "prediction", "attend to", "support"),
+]
+
+
+def unexplained(terms: list[str], glossary: str) -> list[str]:
+    "Terms that the glossary does not have as whole words."
+    return [t for t in terms if not re.search(rf"(?<!\w){re.escape(t)}(?!\w)", glossary, re.I)]
+
+
+def test_the_glossary_has_every_replacement():
+    page = "\n".join(c.source for c in all_cells() if c.nb == "glossary.ipynb")
+    assert not (lost := unexplained(TERMS, page)), lost
+    assert unexplained(["power", "token"], "powerful tokens") == ["power", "token"]
+
+
 def test_retired_phrases_are_seen():
     planted = "8 assignments of their samples, 3 of them informative; the own-level regression"
     assert len(hits(RETIRED, planted)) == 3
+    believed = (
+        "Can the p-value be believed?",
+        "a list that cannot be believed",
+        "it can be believed",
+    )
+    assert all(len(hits(RETIRED, text)) == 1 for text in believed)
+    assert not hits(RETIRED, "What can it be? Believed or not.")
     assert not hits(RETIRED, "`--lineage-key` names a clinical covariate; samples were exchanged")
     assert said("x = 'beside'  # a verdict") == ["beside", "# a verdict"]
+
+
+# ---------------------------------------------------------------- headings
+
+FINITE = (
+    r"(?<!^)\b(is|are|was|were|has|have|had|does|do|did|can|cannot|may|must|will|would|should|belongs?|"
+    r"becomes?|depends?|changes nothing|matters?|reads|says|gives|holds|follows)\b"
+)
+RELATIVE = r"\b(that|which|what|who|whose|where|when|how|whether|why)\b"
+RIDDLES = r"(Its\b|What follows$|Trained$|Sanity$|Now\b|And\b|So\b)"
+QUESTIONS = ("index.ipynb", "models.ipynb", "tutorials/")  # a heading may be the user's question
+
+
+def headings(text: str) -> list[str]:
+    "The headings below the title, outside of code."
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    return re.findall(r"^#{2,4} (.+)$", prose, re.M)
+
+
+def no_topic(nb: str, heading: str) -> str | None:
+    "What keeps a heading from naming a topic."
+    asks = "?" in heading
+    if asks:
+        return None if nb.startswith(QUESTIONS) else "a question"
+    verb = re.search(FINITE, heading, re.I)
+    relative = re.search(RELATIVE, heading, re.I)
+    if verb and not (relative and relative.start() < verb.start()):
+        return f"a sentence ({verb[0]})"
+    return "a riddle" if re.match(RIDDLES, heading) else None
+
+
+def test_headings_name_topics():
+    bad = [
+        f"{c.nb}: {heading!r} is {why}"
+        for c in all_cells()
+        if c.kind == "markdown"
+        for heading in headings(c.source)
+        if (why := no_topic(c.nb, heading))
+    ]
+    assert not bad, "\n".join(bad)
+
+
+@pytest.mark.parametrize(
+    "heading, seen",
+    [
+        ("A set has no order", True),
+        ("Can the p-value be believed?", True),
+        ("Which pairs are associated? Permutations of samples", True),
+        ("What follows", True),
+        ("Its shape", True),
+        ("A config is a dataclass", True),
+        ("Genes that are not read out", False),
+        ("What is compared", False),
+        ("Names of files", False),
+        ("Errors", False),
+    ],
+)
+def test_headings_without_a_topic_are_seen(heading, seen):
+    assert bool(no_topic("tl/300_permutation.ipynb", heading)) == seen
+    assert headings(f"# T\n## {heading}\n```\n## code\n```\n### b") == [heading, "b"]
+    assert no_topic("index.ipynb", "What changed?") is None
