@@ -88,7 +88,7 @@ _MOVED = {
     "models.celltype": "CellTypeTransformer CellTypeConfig celltype_proba celltype_tokens",
     "models.classical": "bayesian_ridge Posterior coefficient_table",
     "tl": (
-        "differential_expression deseq2 audit permute_libraries=permute_samples p_values q_values "
+        "differential_expression deseq2 audit permute_libraries=permute_samples q_values "
         "stability power as_scanpy correlation_matrix bdm rank_network_change "
         "fit_factors factor_changes"
     ),
@@ -102,7 +102,7 @@ _MOVED = {
     "tl.expression": "moderated_t de_table de_coverage de_stability",
     "tl.permutation": (
         "paired_differences design_of studentise paired_scorer held_out_scorer align_scores "
-        "strata_of"
+        "strata_of p_values"
     ),
     "tl.checks": "input_change as_ranking",
     "tl.nuisances": "explanations",

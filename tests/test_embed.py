@@ -10,7 +10,7 @@ from longaml.core import InputError
 from longaml.datasets.cohort import simulate_cohort
 from longaml.datasets.outcomes import simulate_outcomes
 from longaml.models.fold_pca import with_fold_pca
-from longaml.pp.embed import CellPCA, bags_with, embed
+from longaml.pp.embedding import CellPCA, bags_with, embed
 from longaml.pp.preprocessing import bags
 from longaml.tasks.outcome import evaluate_outcome
 from longaml.tasks.outcome_data import outcome_of_cohort
@@ -93,7 +93,7 @@ def test_bags_hold_the_mean_of_their_cells(cohort):
     with pytest.raises(InputError, match="key of obsm is 'X_two'; expected one of: X_one") as e:
         bags_with(given, "X_two")
     assert e.value.parameter == "use_rep"
-    with pytest.raises(InputError, match=r"la.pp.embed.bags_with\(cohort, 'X_one'\)"):
+    with pytest.raises(InputError, match=r"la.pp.embedding.bags_with\(cohort, 'X_one'\)"):
         evaluate(bags(given), models=["logistic"], use_rep="X_one")
 
 

@@ -159,7 +159,7 @@ def _with_embedding(cells, source, use_rep):
     names, _ = pp.genes.unique_names(source.obs_names, "cell")
     vectors = source[pd.Index(names).get_indexer(cells.obs_names)].obsm[use_rep]
     cells.obsm[use_rep] = vectors if sp.issparse(vectors) else np.asarray(vectors)
-    cells.obsm[use_rep] = pp.embed.cell_embedding(cells, use_rep)
+    cells.obsm[use_rep] = pp.embedding.cell_embedding(cells, use_rep)
     return cells
 
 
@@ -325,7 +325,7 @@ def celltype_lines(
     lines = [
         f"held-out {units}: accuracy, balanced accuracy, macro F1 (chance {chance:.2f})",
     ]
-    on = None if use_rep is None else pp.embed.model_on("logistic", use_rep)
+    on = None if use_rep is None else pp.embedding.model_on("logistic", use_rep)
     for model, r in tasks.celltype.overall_scores(predictions).iterrows():
         numbers = "  ".join(f"{r[k]:.3f}" for k in ("accuracy", "balanced_accuracy", "macro_f1"))
         lines.append(f"  {model:<18} {numbers}{'  transductive' if model == on else ''}")
@@ -346,7 +346,7 @@ def celltype_lines(
             "a new donor"
         )
     if use_rep is not None:
-        lines.append(f"note: {pp.embed.transductive_note(use_rep)}")
+        lines.append(f"note: {pp.embedding.transductive_note(use_rep)}")
     error = tasks.cells.calibration_error(tasks.cells.calibration_table(predictions))
     shown = ("logistic", *tasks.celltype.cell_models(network=True))
     lines.append("calibration error: " + ", ".join(f"{m} {error[m]:.3f}" for m in shown))

@@ -205,8 +205,8 @@ def comparison_table(
     tables = [question() for question in progress(found, "contrasts")]
     table = pd.concat(tables, ignore_index=True)
     if steps.use_rep is not None:
-        table = pp.embed.with_flags(table, steps.use_rep)
-        lost.append(pp.embed.transductive_note(steps.use_rep))
+        table = pp.embedding.with_flags(table, steps.use_rep)
+        lost.append(pp.embedding.transductive_note(steps.use_rep))
         lost.append(registry.embedded_bags.depth_note(steps.use_rep))
     table.attrs["notes"] = lost
     return table

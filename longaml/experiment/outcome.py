@@ -105,7 +105,7 @@ def cell_embedding(
         at, labels = np.asarray(part.obsm["X_umap"])[:, :2], ["UMAP 1", "UMAP 2"]
     else:
         values = pp.preprocessing.log_per_10k(counts_of(part))
-        at = pp.embed.CellPCA.of(values, n_components=2).project(values)
+        at = pp.embedding.CellPCA.of(values, n_components=2).project(values)
         labels = ["principal component 1", "principal component 2"]
     return pd.DataFrame(at, part.obs_names, labels)
 

@@ -174,7 +174,7 @@ class CohortSteps:
     def bagged(self) -> Any:
         "Bags of cells, downsampled to a common depth."
         if self.use_rep is not None:
-            return pp.embed.bags_with(self.cohort, self.use_rep, seed=self.fitting.seed)
+            return pp.embedding.bags_with(self.cohort, self.use_rep, seed=self.fitting.seed)
         return pp.bags(self.cohort, seed=self.fitting.seed)
 
     @cached_property
@@ -184,7 +184,7 @@ class CohortSteps:
         given = models.embedded_bags.embedded_bags(self.bagged, key)
         n_genes = max(self.fitting.n_genes, given.n_vars)  # no dimension is left out
         found = CohortSteps(self.cohort, replace(self.fitting, n_genes=n_genes), self._shared)
-        vectors = pp.embed.cell_embedding(self.cohort, key)
+        vectors = pp.embedding.cell_embedding(self.cohort, key)
         found.bagged = given
         found.hash = hashlib.sha256(self.hash.encode() + vectors.tobytes()).hexdigest()
         return found

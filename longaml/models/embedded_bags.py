@@ -20,18 +20,18 @@ from ..core import UNS, InputError, listing
 from .baselines import Logistic
 from .contract import Fitting, ModelSpec, Settings, observed_rows, register
 from .own_models import resolve
-from ..pp.embed import model_on
+from ..pp.embedding import model_on
 
 # %% ../../nbs/models/533_embedded_bags.ipynb #f952f625
 def embedded_bags(
-    bagged: Any,  # AnnData from `la.pp.embed.bags_with`
+    bagged: Any,  # AnnData from `la.pp.embedding.bags_with`
     use_rep: str,  # key of obsm
 ) -> AnnData:  # (bags, dimensions)
     "The same bags with the dimensions of an embedding in place of genes."
     if use_rep not in bagged.obsm:
         raise InputError(
             f"bags have no embedding {use_rep!r} (obsm has {listing(bagged.obsm)}); draw them with "
-            f"la.pp.embed.bags_with(cohort, {use_rep!r})",
+            f"la.pp.embedding.bags_with(cohort, {use_rep!r})",
             parameter="use_rep",
         )
     values = np.asarray(bagged.obsm[use_rep], dtype=np.float32)
@@ -39,7 +39,7 @@ def embedded_bags(
     if lost:
         raise InputError(
             f"{lost} of {len(values)} bags have values of {use_rep} that are not finite; draw bags "
-            f"with la.pp.embed.bags_with(cohort, {use_rep!r}), which says where they are from",
+            f"with la.pp.embedding.bags_with(cohort, {use_rep!r}), which says where they are from",
             parameter="use_rep",
         )
     names = pd.Index([f"{use_rep} {i + 1}" for i in range(values.shape[1])])

@@ -18,7 +18,7 @@ from .contract import ModelSpec
 from .forecast_rows import Forecasts
 from .forecasters import Ridge
 from .unseen_rows import Visits
-from ..pp.embed import cell_embedding, model_on
+from ..pp.embedding import cell_embedding, model_on
 
 # %% ../../nbs/models/534_embedded_visits.ipynb #38327ac7
 @dataclass(frozen=True)

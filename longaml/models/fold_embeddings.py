@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from .cell_states import cells_taken
 from .outcomes import Block, Encode, encoder
-from ..pp.embed import CellPCA
+from ..pp.embedding import CellPCA
 
 # %% ../../nbs/models/528_fold_embeddings.ipynb #dd4e3bcb
 @dataclass(frozen=True)

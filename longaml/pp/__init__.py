@@ -20,5 +20,6 @@ NAMES = {
     "tokens": "vocabulary Encoding rank_tokens",
     "token_files": "write_tokens open_tokens",
     "perturbations": "as_perturbseq pseudobulk_perturbations",
+    "embedding": "embed",
 }
 __getattr__, __dir__, __all__ = attach_names(__name__, NAMES)

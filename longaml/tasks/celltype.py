@@ -21,7 +21,7 @@ from anndata import AnnData
 from ..core import CLONE, PATIENT, check_choice, progress
 from ..models.celltype import CELLTYPE_TRAINING, CellTypeClassifier
 from ..models.embedded_bags import FOLD_PCA
-from ..pp.embed import CellPCA, cell_embedding, model_on, with_flags
+from ..pp.embedding import CellPCA, cell_embedding, model_on, with_flags
 from ..pp.tokens import Cells, Previous
 from .cells import cell_folds, cell_scores, logistic_proba
 from ..tl.held_out import held_out_mean

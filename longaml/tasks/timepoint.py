@@ -53,7 +53,7 @@ from longaml.models.contract import (
 from ..models.embedded_bags import depth_note, inputs_of
 from ..models.own_models import resolve, resolve_all
 from ..models.training import Fitted, Training, fit
-from ..pp.embed import transductive_note, with_flags
+from ..pp.embedding import transductive_note, with_flags
 from ..pp.preprocessing import log_per_10k, patient_folds, timepoint_pairs
 from ..tl.ranking import GeneChanges, Ranked, RankingOptions, rank_scorer
 
@@ -344,7 +344,7 @@ def evaluate(
 ) -> TimepointResult:
     """Classify the timepoints of held-out patients by every model, next to the baselines.
 
-    With `use_rep` (of bags from `la.pp.embed.bags_with`) each model that reads genes is fitted to
+    With `use_rep` (bags of `la.pp.embedding.bags_with`) each model that reads genes is fitted to
     this embedding too, as `logistic_on_X_pca`, and `fold_pca` reads principal components of the
     training patients; rows of models on the embedding are `transductive`.
     """

@@ -44,7 +44,7 @@ from longaml.models.unseen_rows import (
     smoothed_shares,
     times_up_to,
 )
-from ..pp.embed import transductive_note, with_flags
+from ..pp.embedding import transductive_note, with_flags
 from ..pp.preprocessing import is_bulk, patient_folds, pseudobulk
 from ..tl.sample_counts import counts_of_cohort
 

@@ -10,7 +10,7 @@ from .. import attach_names
 
 # %% ../../nbs/tl/index.ipynb #aab22d0f
 NAMES = {
-    "permutation": "permute_samples p_values q_values",
+    "permutation": "permute_samples q_values",
     "checks": "audit",
     "ranking": "stability power",
     "expression": "differential_expression deseq2 as_scanpy",
