@@ -1602,7 +1602,7 @@ def test_sets_of_cells(tmp_path, capsys):
 
     cohort = simulate_cell_sets("expanding", seed=11, n_cells=60, n_genes=150, late=0.3)
     path = la.pp.save_cohort(cohort, tmp_path / "c.h5ad")
-    args = "--models logistic --nulls 1 --halves 2 --no-report --cell-sets".split()
+    args = "--models logistic --nulls 1 --halves 2 --cell-sets".split()
     out = tmp_path / "out"
     succeed("run", path, "--out", out, *args)
     said = capsys.readouterr().out
@@ -1613,6 +1613,8 @@ def test_sets_of_cells(tmp_path, capsys):
     planted = cohort.var["programme"].reindex(genes["gene"].head(10)).to_numpy()
     assert planted.mean() > 0.8
     assert (out / "figures" / "cell-sets.png").stat().st_size > 5_000
+    page = (out / "report.html").read_text()
+    assert "Changes beyond the mean" in page and "read the centred cells of a visit" in page
     bulk = la.pp.pseudobulk(cohort, min_cells=5)
     bulk.obs = bulk.obs[["patient", "timepoint"]]
     bulk = bulk[~bulk.obs.duplicated().to_numpy()].copy()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Q', 'known', 'interval_text', 'change_table', 'called_words', 'changed_genes', 'changed_sets',
-           'composition_sentences', 'composition_table', 'checks_table', 'with_failed']
+           'composition_sentences', 'composition_table', 'cell_set_table', 'checks_table', 'with_failed']
 
 # %% ../../nbs/experiment/723_report_changes.ipynb #0ac829a5
 from typing import Any
@@ -209,6 +209,24 @@ def composition_table(
             "log2 ratio [95% interval]": _effects(t, "effect"),
             "patients the same way": _same_way(t),
             "q": [f"{q:.2g}" for q in t["q_value"]],
+        }
+    )
+    return table.set_index(["contrast", "cell type"])
+
+
+def cell_set_table(
+    sets: pd.DataFrame,  # `cell_sets.csv`
+) -> pd.DataFrame:  # contrast, cell type; patients, share told with its interval, p, q, as text
+    "In which cell types the cells of two visits differ in more than their mean."
+    told = [f"{r.accuracy:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in sets.itertuples()]
+    table = pd.DataFrame(
+        {
+            "contrast": sets["contrast"].map(in_words),
+            "cell type": sets["cell_type"],
+            "patients": sets["patients"],
+            "later visit told [95% interval]": told,
+            "p": [f"{p:.2g}" for p in sets["p_value"]],
+            "q": [f"{q:.2g}" for q in sets["q_value"]],
         }
     )
     return table.set_index(["contrast", "cell type"])

@@ -448,6 +448,8 @@ def references(
         used.append("gradients")
     if "gene_sets" in run["params"]:
         used.append("camera")
+    if run["params"].get("cell_sets"):
+        used.append("ilse")
     if any("gse235063" in name.lower() for name in inputs_of(run)):
         used.append("gse235063")
     models = specs_of(run["params"]["models"]) if "timepoint" in tasks else networks
@@ -476,6 +478,7 @@ def methods(
             inputs=inputs_of(run),
             gene_sets=params.get("gene_sets"),
             composition="abundance" in tables,
+            cell_sets="cell_sets" in tables,
             tested=specs_of(["paired_de"]) if "de" in tables else [],
             cohort=None if whole is None else visits_of(whole),
             tasks=tasks,
