@@ -1572,7 +1572,7 @@ def test_own_models_on_the_command_line(cohort, tmp_path):
     assert own <= {t.get_text() for t in side_by_side.get_xticklabels()}
     page = (out / "report.html").read_text()
     assert all(name in page for name in own)
-    _, heading, rest = page.partition(">Methods section<")
+    _, heading, rest = page.partition('id="Methods-section"')
     section = re.split(r"<h2", rest)[0]
     assert heading and all(name in section for name in own), section
     assert "nmf" not in section
