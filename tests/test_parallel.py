@@ -9,13 +9,19 @@ import sys
 import time
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import pandas as pd
 import pytest
 
+import longaml as la
 from longaml.cli import main
 from longaml.core import InputError, log, parallel_map, workers
 from longaml.experiment.results import load_result
+from longaml.models.baselines import gene_chooser, maker_of
+from longaml.models.contract import spec as spec_of
+from longaml.models.contract import specs
+from longaml.models.own_models import resolve
 
 OWN = Path(__file__).parent / "own_models.py"
 
@@ -188,3 +194,29 @@ def test_interrupted_and_resumed(cohort, tmp_path):
     assert before == {p: p.stat().st_mtime_ns for p in done}
     assert main([*args, str(tmp_path / "whole")]) == 0
     assert numbers(tmp_path / "out") == numbers(tmp_path / "whole")
+
+
+def elsewhere(value):
+    "A value as another process gets it."
+    return cloudpickle.loads(cloudpickle.dumps(value))
+
+
+@pytest.mark.parametrize("spec", specs(), ids=lambda s: f"{s.name}-{s.tasks[0]}")
+def test_registered_models_are_known_in_other_processes(spec):
+    "A copy of an entry is not taken for a model of the user's, which would be fitted otherwise."
+    for task in spec.tasks:
+        copy = resolve(elsewhere(spec), task)
+        assert (copy.kind, copy.origin, copy.config) == (spec.kind, spec.origin, spec.config)
+        assert type(copy.make) is type(spec.make) and copy.network is spec.network
+
+
+def test_the_choice_of_genes_goes_to_other_processes():
+    "Where a cohort has more genes than a fit reads."
+    cohort = la.datasets.simulate_cohort("small", n_patients=4, n_genes=120, n_drivers=6, seed=1)
+    bagged = la.pp.bags(cohort)
+    choose = gene_chooser(bagged, 50)
+    patients = tuple(sorted(set(bagged.obs["patient"].astype(str))))[:3]
+    copy = elsewhere(choose)
+    assert len(copy(patients)) == 50 and copy(patients) == choose(patients)
+    make = elsewhere(maker_of(spec_of("logistic"), choose))
+    assert make().choose(patients) == choose(patients)

@@ -10,7 +10,7 @@ __all__ = ['Majority', 'PatientCellType', 'class_weights', 'mean_over_bags', 'Lo
 # %% ../../nbs/models/507_baselines.ipynb #599851bd
 import inspect
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -306,9 +306,12 @@ def gene_chooser(
     if bagged.n_vars <= n_genes:
         return None
 
-    @cache
+    known: dict[tuple, tuple] = {}  # no functools.cache: it cannot be sent to another process
+
     def choose(patients):
-        return tuple(variable_genes(bagged, patients=patients, n_top=n_genes))
+        if patients not in known:
+            known[patients] = tuple(variable_genes(bagged, patients=patients, n_top=n_genes))
+        return known[patients]
 
     return choose
 

@@ -403,14 +403,20 @@ def _with_config(network, config, settings, n_genes, n_outputs):  # a network, o
     return network(config(**{k: v for k, v in known.items() if k in wanted} | settings))
 
 
+def _part(value):  # a part of an entry; a partial from another process is like the original
+    if not isinstance(value, partial):
+        return value
+    return value.func, repr(value.args), repr(sorted(value.keywords.items()))
+
+
 def _own_entry(entry, task):  # a ModelSpec that is not registered, guarded as an object is
     if isinstance(entry.make, _OwnMaker):
         makers = {k: getattr(entry, k) for k in ("make", "ranking")}
         return replace(entry, **{k: m and replace(m, task=task) for k, m in makers.items()})
     if entry.kind == "own" and entry.origin and not entry.make:
         return entry
-    known = {getattr(s, k) for s in specs() for k in _PARTS}
-    if all(getattr(entry, k) in known for k in _PARTS if getattr(entry, k) is not None):
+    known = {_part(getattr(s, k)) for s in specs() for k in _PARTS}
+    if all(_part(getattr(entry, k)) in known for k in _PARTS if getattr(entry, k) is not None):
         return entry
     found: dict[str, Any] = {"origin": with_origin(replace(entry, origin="")).origin}
     for k in ("make", "ranking"):
