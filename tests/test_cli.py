@@ -191,7 +191,7 @@ def test_run_hands_over_what_was_given(asked, capsys):
     given = (
         "run c.h5ad --out o --patient-key p --timepoint-key t --timepoints A,B --cell-type-key l "
         """--models logistic,my.py:Net --nulls 30 --halves 4 --gene-sets s.gmt --seed 4
-        --device cpu --store s --no-report --resume --no-figures --jobs 3 --backend dask
+        --cell-sets --device cpu --store s --no-report --resume --no-figures --jobs 3 --backend dask
         --scheduler tcp://there:1"""
     )
     assert main(given.split()) == 0
@@ -211,6 +211,7 @@ def test_run_hands_over_what_was_given(asked, capsys):
         "nulls": 30,
         "halves": 4,
         "gene_sets": Path("s.gmt"),
+        "cell_sets": True,
         "seed": 4,
         "device": "cpu",
         "store": Path("s"),

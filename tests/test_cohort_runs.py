@@ -1282,6 +1282,7 @@ def audited(ranking, cohort, folder, capsys):
     assert sorted(p.name for p in (folder / "out").iterdir()) == [
         "audit.csv",
         "figures",
+        "report.html",
         "run.json",
     ] and tree(folder / "out" / "figures") == ["audit.png"]
     return a.set_index("check"), capsys.readouterr().out

@@ -112,7 +112,6 @@ def test_files(finished, cohort):
             "evaluation.csv",
             "patients.csv",
             "ranking.csv",
-            "report.html",
             "figures",
             "run.json",
             "steps",

@@ -673,7 +673,7 @@ def test_methods_say_what_was_run(made):
     assert "/somewhere" not in text and "Hoerl" not in text
     used = set(report_text.references(run))
     p = run["params"] | {"task": "timepoint,forecast,impute", "models": [*p_all(), "lstm"]}
-    p["gene_sets"] = "hallmark.gmt"
+    p |= {"gene_sets": "hallmark.gmt", "cell_sets": True}
     every = set(
         report_text.references(
             {**run, "params": p, "inputs": [{"path": "GSE235063_RAW.tar", "sha256": "0"}]}

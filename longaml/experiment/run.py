@@ -227,8 +227,8 @@ class CohortRun(Experiment):
         asked = config.tasks()
         device_for(config.device)
         specs = config.specs()
-        named = config.models is not None
-        alone = [s.name for s in specs if (s.network or named) and not _with_order(s)]
+        named = [s for s in specs if s.network or config.models and s.kind != "baseline"]
+        alone = [s.name for s in named if not _with_order(s)]
         if "timepoint" not in asked and alone:
             raise InputError(
                 f"{listing(alone)} reads one bag at a time and has no task but timepoint; asked "
