@@ -35,6 +35,7 @@ def test_help_describes_every_parameter(path):
 
 
 def test_help_of_a_method():
-    result = la.tasks.timepoint.TimepointResult
-    assert la.tasks.timepoint.evaluate and "Mean and standard error" in result.summary.__doc__
+    "Public methods of public classes, too."
+    fit = la.models.ScBMLPClassifier.fit
+    assert described(fit.__doc__, "label_key") == "obs column of classes"
     assert described(la.tl.de.__doc__, "design").startswith("a formula")

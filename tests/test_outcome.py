@@ -135,7 +135,7 @@ def test_cells_that_networks_read(tmp_path, capsys):
     quick = "--folds 3 --repeats 1 --permutations 1".split()
     out = tmp_path / "out"
     assert outcome(path, out, *args, *quick) == 0
-    assert "what a type's cells say by themselves" in capsys.readouterr().out
+    assert "by the cells of one type alone" in capsys.readouterr().out
     models = pd.read_csv(out / "models.csv")
     assert set(models["model"]) == {"marginal", "clinical", "clinical_and_attention"}
     assert models["p_adds"].notna().any()

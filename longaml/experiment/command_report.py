@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from .. import models, tl
-from ..core import InputError, atomic_path, listing, log, slug
+from ..core import InputError, atomic_path, listing, slug
 from . import report_changes, report_models
-from .report_tables import read_table
+from .report_tables import read_table, why_no_report
 from .report_text import inputs_of, template_text, templates
 
 # %% ../../nbs/experiment/727_command_report.ipynb #8a354952
@@ -338,9 +338,4 @@ def page_or_say(
     try:
         return f"report: {write_page(out, command)}"
     except Exception as e:
-        log.debug("the report failed", exc_info=True)
-        why = " ".join(str(e).split())[:300]
-        return (
-            f"no report ({type(e).__name__}: {why}); the tables are complete, and longaml report "
-            f"{out} tries again"
-        )
+        return why_no_report(e, out)

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import nbformat
 import pandas as pd
 
-from ..core import ALL, CELL_TYPE, InputError, atomic_path, listing, log
-from .report_tables import baseline_names, of_task, read_run
+from ..core import ALL, CELL_TYPE, InputError, atomic_path, listing
+from .report_tables import baseline_names, of_task, read_run, why_no_report
 from longaml.experiment.report_text import (
     inputs_of,
     specs_of,
@@ -421,11 +421,6 @@ def report_or_say(
     try:
         report = write_report(out)
     except Exception as e:
-        log.debug("the report failed", exc_info=True)
-        why = " ".join(str(e).split())[:300]
-        return (
-            f"no report ({type(e).__name__}: {why}); the run's tables are complete, and "
-            f"longaml report {out} tries again"
-        )
+        return why_no_report(e, out)
     notebook = "" if report.notebook is None else report.notebook.name
     return f"report: {report.page}" + (notebook and f" (and {notebook}, to open in JupyterLab)")

@@ -216,15 +216,15 @@ def composition_table(
 
 def cell_set_table(
     sets: pd.DataFrame,  # `cell_sets.csv`
-) -> pd.DataFrame:  # contrast, cell type; patients, share told with its interval, p, q, as text
+) -> pd.DataFrame:  # contrast, cell type; patients, share recognised, p, q, as text
     "In which cell types the cells of two visits differ in more than their mean."
-    told = [f"{r.accuracy:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in sets.itertuples()]
+    share = [f"{r.accuracy:.2f} [{r.low:.2f}, {r.high:.2f}]" for r in sets.itertuples()]
     table = pd.DataFrame(
         {
             "contrast": sets["contrast"].map(in_words),
             "cell type": sets["cell_type"],
             "patients": sets["patients"],
-            "later visit told [95% interval]": told,
+            "later visit recognised [95% interval]": share,
             "p": [f"{p:.2g}" for p in sets["p_value"]],
             "q": [f"{q:.2g}" for q in sets["q_value"]],
         }

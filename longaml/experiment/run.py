@@ -88,7 +88,7 @@ class RunConfig(CohortFolder):
     cell_sets: Annotated[
         bool,
         Option(
-            "Ask of every cell type, too, whether the cells of two visits differ in more than "
+            "Also test in every cell type whether the cells of two visits differ in more than "
             "their mean, by networks that read sets of cells: cell_sets.csv.",
             name="--cell-sets/--no-cell-sets",
         ),

@@ -73,7 +73,7 @@ def plot_types_of_risk(
     *,
     ax: Axes | None = None,  # axes to draw into; None: a new figure
 ) -> Axes:
-    "What the cells of each type say of held-out patients, next to what exchanged outcomes give."
+    "How well the cells of each type predict, next to what exchanged outcomes give."
     check_columns(types, (CELL_TYPE, "concordance", "p_value"), "Pass cell_types.csv.")
     rows = types.sort_values("concordance").reset_index(drop=True)
     ax = axes_or_new(ax, 6.0, 1.4 + 0.34 * len(rows))
@@ -93,5 +93,5 @@ def plot_types_of_risk(
     ax.margins(x=0.08)
     if null is not None and len(null):
         ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.4, -0.42))
-    name = "concordance of what the type's cells say\n(held-out patients; dashed: chance)"
+    name = "concordance by the cells of one type alone\n(held-out patients; dashed: chance)"
     return dress(ax, "Which cell types carry the risk", name)

@@ -63,6 +63,13 @@ class VisitPairs:
         return self.cells.take(np.stack([2 * rows, 2 * rows + 1], axis=1).ravel())
 
 
+def _at_both(obs: pd.DataFrame, contrast: tuple[str, str], min_cells: int) -> np.ndarray:
+    "Patients with enough of these cells at both visits."
+    table = pd.crosstab(obs[PATIENT].astype(str), obs[TIMEPOINT].astype(str))
+    table = table.reindex(columns=list(contrast), fill_value=0)
+    return table.index[(table >= min_cells).all(axis=1)].to_numpy()
+
+
 def visit_pairs(
     cohort: AnnData,  # counts, from `la.read_cohort`
     cell_type: str | None = None,  # None: the one with the most cells
@@ -82,14 +89,12 @@ def visit_pairs(
     check_choice(kind, sorted(kinds.unique()), "cell type", "cell_type")
     here = np.flatnonzero((kinds == kind).to_numpy())
     obs = cohort.obs.iloc[here]
-    table = pd.crosstab(obs[PATIENT].astype(str), obs[TIMEPOINT].astype(str))
-    table = table.reindex(columns=[earlier, later], fill_value=0)
-    patients = table.index[(table >= min_cells).all(axis=1)].to_numpy()
+    patients = _at_both(obs, (later, earlier), min_cells)
     if len(patients) < LEAST_PATIENTS:
         raise InputError(
-            f"{len(patients)} of {len(table)} patients have {min_cells} cells of {kind!r} at "
-            f"{earlier} and at {later}; at least {LEAST_PATIENTS} are needed. Choose another "
-            "cell type, or fewer cells with min_cells=...",
+            f"{len(patients)} of {obs[PATIENT].nunique()} patients have {min_cells} cells of "
+            f"{kind!r} at {earlier} and at {later}; at least {LEAST_PATIENTS} are needed. Choose "
+            "another cell type, or fewer cells with min_cells=...",
             parameter="cell_type",
         )
     patient = pd.Categorical(obs[PATIENT].astype(str), patients).codes.astype(int)
@@ -214,8 +219,8 @@ class CellSetTables:
         if self.summary.empty:
             return [f"sets of cells: no cell type has {LEAST_PATIENTS} patients at both visits"]
         lines = [
-            "beyond the mean: is the later visit told from how its cells differ from each other? "
-            "held-out patients (chance 0.5), 95% interval:"
+            "changes beyond the mean: share of held-out patients whose later visit is recognised "
+            "by how its cells differ from each other (chance 0.5), 95% interval:"
         ]
         for r in self.summary.itertuples():
             lines.append(
@@ -237,14 +242,17 @@ def cell_sets_of_cohort(
     "Every contrast and cell type in which enough patients have cells enough at both visits."
     kinds = cohort.obs[CELL_TYPE].astype(str)
     summaries, genes, left = [], [], []
-    for contrast in contrasts(timepoints_of(cohort)) if pairs is None else pairs:
+    times = timepoints_of(cohort)
+    for contrast in contrasts(times) if pairs is None else pairs:
+        for name in contrast:
+            check_choice(name, times, "contrast", "pairs")
         few = []
         for kind in kinds.value_counts().index:
-            try:
-                cells = visit_pairs(cohort, kind, contrast, seed=seed)
-            except InputError:  # too few patients
+            here = (kinds == kind).to_numpy()
+            if len(_at_both(cohort.obs[here], contrast, LEAST_CELLS)) < LEAST_PATIENTS:
                 few.append(kind)
                 continue
+            cells = visit_pairs(cohort, kind, contrast, seed=seed)
             found = evaluate_cell_sets(cells, permutations=permutations, seed=seed, steps=steps)
             summaries.append(found.summary)
             place = {"contrast": contrast_name(*contrast), CELL_TYPE: kind}

@@ -32,6 +32,7 @@ from longaml.core import (
 )
 from ..models.cell_states import cells_of
 from ..models.outcomes import Block, Patients
+from ..pp.embedding import finite_embedding, transductive_note
 from ..pp.gene_sets import check_gene_sets
 from ..pp.labels import column_of, find_key
 from ..pp.preprocessing import log_per_10k, pseudobulk
@@ -333,17 +334,10 @@ def _gene_set_block(expression: Block, sets: Mapping[str, Sequence[str]]) -> Blo
 
 def _embedding_block(part: AnnData, patients: list[str], use_rep: str) -> tuple[Block, str]:
     "The mean of an embedding over each patient's cells, and what is to be said of it."
-    if use_rep not in part.obsm:
-        found = f"obsm has no {use_rep!r}; it has {listing(part.obsm)}"
-        raise InputError(found, parameter="use_rep")
-    values = pd.DataFrame(np.asarray(part.obsm[use_rep], dtype=float))
+    values = pd.DataFrame(finite_embedding(part, use_rep))
     means = values.groupby(part.obs[PATIENT].astype(str).to_numpy()).mean().reindex(patients)
     names = [f"{use_rep} {i + 1}" for i in range(means.shape[1])]
-    note = (
-        f"{use_rep} is transductive: unless it was fitted on other cohorts, held-out patients had "
-        "a part in it, and a new patient would be predicted less well. The block pseudobulk is "
-        "fitted without them."
-    )
+    note = f"{transductive_note(use_rep)}. The block pseudobulk is fitted without them."
     return Block(means.to_numpy(), names, "values"), note
 
 
